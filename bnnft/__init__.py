@@ -1,0 +1,10 @@
+"""Bit error tolerance of binarized neural networks, for PyTorch and Lightning."""
+
+from importlib.metadata import version
+
+from bnnft.evaluation import BERCurve, accuracy_over_ber
+from bnnft.injection import flipped
+from bnnft.sites import binarized_weights
+
+__version__ = version("bnnft")
+__all__ = ["BERCurve", "accuracy_over_ber", "binarized_weights", "flipped"]

@@ -1,0 +1,133 @@
+"""Random bits as a pure function of a key and a counter: no state, equal on every device.
+
+The generator is SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014):
+word ``i`` of a stream is ``mix(stream + (i + 1) * gamma)``, so that any part of a stream can be computed at once
+by tensor operations. torch's own generators are never touched.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_BLOCK = 1 << 15  # words computed at a time on a CPU: the work stays in its cache
+
+
+def _signed(word: int) -> int:
+    """Return the int64 that has the same bits as the 64-bit word: torch has no arithmetic on uint64."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _mix(word: int) -> int:
+    word = ((word ^ (word >> 30)) * _MULTIPLIERS[0]) & _MASK
+    word = ((word ^ (word >> 27)) * _MULTIPLIERS[1]) & _MASK
+    return word ^ (word >> 31)
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names one stream of random bits.
+
+    Attributes:
+        seed: the user's seed, >= 0.
+        draw: which draw of this seed: the training step or the number of the fault map, >= 0.
+        position: the weight's position among the parameters of its model, >= 0.
+        purpose: at most eight ASCII letters that keep streams apart which share all numbers, as training and
+            evaluation do.
+        name: the weight's qualified name, for error models that differ by layer; no part of the stream.
+
+    Example:
+        >>> Key(seed=0).at(position=3, name="fc1.weight")
+        Key(seed=0, draw=0, position=3, purpose='', name='fc1.weight')
+        >>> Key(seed=0).stream() == Key(seed=1).stream()
+        False
+    """
+
+    seed: int = 0
+    draw: int = 0
+    position: int = 0
+    purpose: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("seed", "draw", "position"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{field} must be an integer >= 0, got {value!r}")
+
+    def at(self, position: int, name: str = "") -> "Key":
+        """Return the key of the weight at this position of the model."""
+        return replace(self, position=position, name=name)
+
+    def stream(self) -> int:
+        """Return the 64-bit start of the stream that belongs to this key."""
+        word = 0
+        for part in (int.from_bytes(self.purpose.encode()[:8]), self.seed, self.draw, self.position):
+            word = _mix((word + _GAMMA + part) & _MASK)
+        return word
+
+
+def random_words(stream: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return words ``start`` to ``start + count - 1`` of a stream as int64 (64 random bits each).
+
+    Example:
+        >>> [int(word) & (2**64 - 1) for word in random_words(1234567, 0, 2)]  # as published for this seed
+        [6457827717110365317, 3203168211198807973]
+    """
+    words = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
+    words.mul_(_signed(_GAMMA)).add_(_signed(stream & _MASK))
+    for shift, multiplier in ((30, _MULTIPLIERS[0]), (27, _MULTIPLIERS[1]), (31, None)):
+        # >> on int64 repeats the sign; the mask makes it the logical shift that the generator wants
+        words.bitwise_xor_((words >> shift).bitwise_and_((1 << (64 - shift)) - 1))
+        if multiplier is not None:
+            words.mul_(_signed(multiplier))
+    return words
+
+
+def uniforms(stream: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return float64 numbers uniform on the multiples of 2^-53 in (0, 1].
+
+    Example:
+        >>> numbers = uniforms(7, 0, 1000)
+        >>> bool(numbers.min() > 0), bool(numbers.max() <= 1)
+        (True, True)
+    """
+    words = random_words(stream, start, count, device)
+    words.bitwise_right_shift_(11).bitwise_and_((1 << 53) - 1).add_(1)
+    return words.to(torch.float64).mul_(2.0**-53)
+
+
+def bernoulli_indices(size: int, rate: float, stream: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the sorted int64 indices of the successes among ``size`` independent trials of probability ``rate``.
+
+    The distances between successes are geometric, ``floor(log(u) / log(1 - rate)) + 1``, so the work grows with
+    the number of successes and not with ``size``. The result does not depend on how it is split into blocks.
+
+    Example:
+        >>> bernoulli_indices(10, 0.3, stream=5).tolist() == bernoulli_indices(10, 0.3, stream=5).tolist()
+        True
+        >>> bernoulli_indices(3, 1.0, stream=5)
+        tensor([0, 1, 2])
+    """
+    if rate > 0.5:
+        keep = torch.ones(size, dtype=torch.bool, device=device)
+        keep[bernoulli_indices(size, 1 - rate, stream, device)] = False
+        return keep.nonzero().squeeze(1)
+    if rate == 0 or size == 0:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    expected = size * rate
+    planned = math.ceil(expected + 6 * math.sqrt(expected)) + 16  # enough but for one draw in a billion
+    block = _BLOCK if torch.device(device).type == "cpu" else planned
+    scale, blocks, start, last = 1 / math.log1p(-rate), [], 0, -1
+    while last < size - 1:
+        count = min(block, planned - start) if start < planned else 64
+        gaps = uniforms(stream, start, count, device).log_().mul_(scale).clamp_(max=size).to(torch.int64).add_(1)
+        gaps[0] += last
+        blocks.append(gaps.cumsum(0))
+        start, last = start + count, int(blocks[-1][-1])
+    indices = torch.cat(blocks)
+    return indices[: int(torch.searchsorted(indices, size))]

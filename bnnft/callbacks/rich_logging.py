@@ -1,0 +1,86 @@
+"""Log what is more than a number to every logger that can take it, without importing any of them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lightning import Trainer
+
+from bnnft.evaluation import BERCurve
+from bnnft.metrics import Histogram
+
+
+def _has(logger: Any, method: str) -> bool:
+    return callable(getattr(logger.experiment, method, None))
+
+
+def log_histograms(trainer: Trainer, histograms: dict[str, Histogram]) -> None:
+    """Log histograms to W&B and TensorBoard; other loggers have none."""
+    loggers: list[Any] = trainer.loggers if histograms else []
+    for logger in loggers:
+        if _has(logger, "define_metric"):  # W&B: this is what wandb.Histogram becomes in a record
+            bars = {key: histogram.trimmed(64) for key, histogram in histograms.items()}
+            values: dict[str, Any] = {
+                key: {"_type": "histogram", "values": bar.counts.tolist(), "bins": bar.edges.tolist()}
+                for key, bar in bars.items()
+            }
+            logger.log_metrics(values, step=trainer.global_step)
+        elif _has(logger, "add_histogram_raw"):
+            for key, histogram in histograms.items():
+                _add_raw(logger.experiment, key, histogram.trimmed(64), trainer.global_step)
+
+
+def _add_raw(writer: Any, key: str, histogram: Histogram, step: int) -> None:
+    counts, edges = histogram.counts.double(), histogram.edges.double()
+    middles = (edges[:-1] + edges[1:]) / 2
+    writer.add_histogram_raw(
+        key,
+        min=float(edges[0]),
+        max=float(edges[-1]),
+        num=int(counts.sum()),
+        sum=float((counts * middles).sum()),
+        sum_squares=float((counts * middles.square()).sum()),
+        bucket_limits=edges[1:].tolist(),
+        bucket_counts=counts.tolist(),
+        global_step=step,
+    )
+
+
+def log_curve(trainer: Trainer, stage: str, curve: BERCurve) -> None:
+    """Log accuracy over BER: as rows with the rate as their own x axis, as a table and as a figure."""
+    axis = "ber" if curve.axis == "rate" else curve.axis
+    key = f"{stage}/acc_over_{axis}"
+    loggers: list[Any] = trainer.loggers
+    for logger in loggers:
+        if _has(logger, "define_metric"):
+            # exact names: a glob here would compete with the logger's own for every metric
+            logger.experiment.define_metric(axis, hidden=True)
+            logger.experiment.define_metric(key, step_metric=axis, summary="none")
+        if not _has(logger, "add_figure"):  # TensorBoard has no x axis but the step
+            for rate, mean in zip(curve.rates, curve.mean, strict=True):
+                logger.log_metrics({axis: rate, key: mean})
+        if hasattr(logger, "log_table"):
+            columns, rows = curve_table(curve)
+            logger.log_table(f"{stage}/{axis}_table", columns=columns, data=rows)
+        log_figure(logger, f"{stage}/{axis}_figure", curve.plot()[0], trainer.global_step)
+
+
+def log_figure(logger: Any, key: str, figure: Any, step: int) -> None:
+    """Log a matplotlib figure where the logger takes one."""
+    if hasattr(logger, "log_image"):
+        logger.log_image(key, [figure])
+    elif _has(logger, "add_figure"):
+        logger.experiment.add_figure(key, figure, global_step=step)
+
+
+def curve_table(curve: BERCurve) -> tuple[list[str], list[list[float | None]]]:
+    """Return column names and rows of a curve: rate, mean, standard deviation, 95 % interval, then each map."""
+    axis = "ber" if curve.axis == "rate" else curve.axis
+    columns = [axis, "accuracy", "std", "low", "high", *(f"map_{number}" for number in range(curve.maps))]
+    rows: Sequence[Sequence[float]] = [
+        [rate, mean, std, *interval, *accuracies.tolist()]
+        for rate, mean, std, interval, accuracies in zip(
+            curve.rates, curve.mean, curve.std, curve.interval, curve.accuracy, strict=True
+        )
+    ]
+    return columns, [[None if math.isnan(value) else value for value in row] for row in rows]

@@ -1,0 +1,57 @@
+"""The loss of a module that somebody else wrote, without leaving a trace in it."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def training_loss(trainer: Trainer, module: LightningModule, batch: Any) -> Tensor:
+    """Return the loss that ``training_step`` computes for a batch, in the mode that the module is in.
+
+    What the step logs is dropped, and the states of torchmetrics inside the module are put back.
+
+    Raises:
+        ValueError: the step can't be called for its loss alone.
+    """
+    remedy = "give ToleranceMetrics a loss=... that maps (module, batch) to the loss"
+    if not module.automatic_optimization:
+        raise ValueError(f"importance needs a loss, but training_step of {type(module).__name__} optimizes: {remedy}")
+    accepted = inspect.signature(module.training_step).parameters
+    if "dataloader_iter" in accepted:
+        raise ValueError(f"importance needs a loss, but training_step of {type(module).__name__} fetches: {remedy}")
+    with _untouched(trainer, module):
+        result = module.training_step(*([batch, 0] if len(accepted) > 1 else [batch]))
+    loss = result.get("loss") if isinstance(result, dict) else result
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            f"importance needs a loss, but training_step of {type(module).__name__} returned {type(loss).__name__}: "
+            f"{remedy}"
+        )
+    return loss
+
+
+@contextmanager
+def _untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    hidden = ("_update_count", "_computed", "_forward_cache")
+    metrics = [metric for metric in module.modules() if isinstance(metric, Metric)]
+    saved = [{name: deepcopy(getattr(metric, name)) for name in (*metric.metric_state, *hidden)} for metric in metrics]
+    loggers = trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    for name in ("log", "log_dict"):
+        object.__setattr__(module, name, lambda *args, **kwargs: None)
+    try:
+        yield
+    finally:
+        for name in ("log", "log_dict"):
+            object.__delattr__(module, name)
+        trainer.loggers = loggers
+        for metric, state in zip(metrics, saved, strict=True):
+            for name, value in state.items():
+                setattr(metric, name, value)

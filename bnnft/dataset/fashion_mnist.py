@@ -1,0 +1,86 @@
+"""Fashion-MNIST: 70,000 images of clothes, 28x28."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bnnft.dataset.in_memory import InMemoryDataModule
+
+_FILES = [f"{part}-{content}-ubyte" for part in ("train", "t10k") for content in ("images-idx3", "labels-idx1")]
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+class FashionMNIST(InMemoryDataModule):
+    """Fashion-MNIST: 55,000 images to train, 5,000 to validate, 10,000 to test.
+
+    The files are looked for in ``data_dir`` (as torchvision lays them out, or the four IDX files themselves,
+    packed by gzip or not), then where Debian's package ``dataset-fashion-mnist`` puts them, and only then
+    downloaded.
+
+    Args:
+        data_dir: folder for data sets.
+        batch_size: samples in a batch.
+        validation_size: samples held out of the 60,000 training images.
+        split_seed: of the split into training and validation.
+
+    Raises:
+        FileNotFoundError: no files found and none could be downloaded.
+
+    Source: Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747.
+    """
+
+    input_shape = (1, 28, 28)
+    num_classes = 10
+
+    def __init__(
+        self, data_dir: str = "data", batch_size: int = 256, validation_size: int = 5000, split_seed: int = 0
+    ) -> None:
+        super().__init__(batch_size, validation_size, split_seed)
+        self.data_dir = Path(data_dir)
+
+    def prepare_data(self) -> None:
+        """Put the files where torchvision reads them."""
+        from torchvision.datasets import FashionMNIST as Reader
+
+        raw = self.data_dir / "FashionMNIST" / "raw"
+        if all((raw / name).is_file() for name in _FILES):
+            return
+        for source in (self.data_dir, _DEBIAN):
+            found = [p for name in _FILES for p in (source / name, source / f"{name}.gz") if p.is_file()]
+            if len({path.name.removesuffix(".gz") for path in found}) == len(_FILES):
+                _unpack(found, raw)
+                return
+        try:
+            Reader(str(self.data_dir), download=True)
+        except Exception as error:
+            raise FileNotFoundError(
+                f"Fashion-MNIST is neither in data_dir={str(self.data_dir)!r} nor in {str(_DEBIAN)!r}, and its "
+                "download failed. On Debian and Ubuntu `apt-get install dataset-fashion-mnist` brings it; elsewhere "
+                f"put the files {', '.join(_FILES)} into data_dir"
+            ) from error
+
+    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return 60,000 images and 10,000 test images, values in [-1, 1]."""
+        from torchvision.datasets import FashionMNIST as Reader
+
+        sets = [Reader(str(self.data_dir), train=train) for train in (True, False)]
+        train, test = ((s.data.unsqueeze(1).to(torch.float32).div_(127.5).sub_(1), s.targets) for s in sets)
+        return train, test
+
+
+def _unpack(files: list[Path], folder: Path) -> None:
+    """Write the files into the folder, unpacked; another process sees each file whole or not at all."""
+    from torchvision.datasets.utils import extract_archive
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for file in files:
+            target = Path(scratch) / file.name.removesuffix(".gz")
+            if file.suffix == ".gz":
+                extract_archive(str(file), scratch)
+            else:
+                target.write_bytes(file.read_bytes())
+            os.replace(target, folder / target.name)

@@ -1,0 +1,97 @@
+"""Data modules of small data sets: everything in memory, indexed by whole batches."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+Batch = TypeVar("Batch")
+
+
+class _Tensors(Dataset[tuple[Tensor, Tensor]]):
+    """Inputs and targets that a loader fetches a batch at a time: one indexing instead of a collation."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(indices)
+        return self.inputs[chosen], self.targets[chosen]
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+class InMemoryDataModule(LightningDataModule):
+    """Base of data modules whose data fits into memory.
+
+    A subclass sets ``input_shape`` and ``num_classes`` and implements :meth:`load`.
+
+    Args:
+        batch_size: samples in a batch, >= 1.
+        validation_size: samples held out for validation, >= 1.
+        split_seed: of the random split; it stays fixed while the seed of a run varies.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+    def __init__(self, batch_size: int, validation_size: int, split_seed: int = 0) -> None:
+        super().__init__()
+        if batch_size < 1 or validation_size < 1:
+            raise ValueError(
+                f"batch_size and validation_size must be at least 1, got {batch_size!r} and {validation_size!r}"
+            )
+        self.batch_size, self.validation_size, self.split_seed = batch_size, validation_size, split_seed
+        self._splits: dict[str, _Tensors] = {}
+
+    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return inputs (in [-1, 1]) and targets, for training with validation and for testing."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Load and split the data, once."""
+        if self._splits:
+            return
+        (inputs, targets), test = self.load()
+        if self.validation_size >= len(targets):
+            raise ValueError(
+                f"validation_size must be below the {len(targets)} training samples, got {self.validation_size}"
+            )
+        order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(self.split_seed))
+        held_out, rest = order[: self.validation_size], order[self.validation_size :]
+        self._splits = {
+            "train": _Tensors(inputs[rest], targets[rest]),
+            "val": _Tensors(inputs[held_out], targets[held_out]),
+            "test": _Tensors(*test),
+        }
+
+    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
+        # no workers: indexing a tensor costs less than handing a batch from one process to another
+        return DataLoader(self._splits[split], self.batch_size, shuffle=shuffle, collate_fn=_as_it_is, num_workers=0)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the training data, shuffled."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation data."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test data."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the test data."""
+        return self._loader("test")

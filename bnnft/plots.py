@@ -1,0 +1,74 @@
+"""Figures of curves, histograms and importances: what ``plot()`` of the metrics and the report call."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Plot = tuple["Figure", "Axes"]
+
+
+def axes(ax: "Axes | None" = None) -> Plot:
+    """Return the figure and axes to draw on: the given ones, or new ones that no window system knows of."""
+    if ax is not None:
+        return ax.get_figure(root=True), ax  # type: ignore[return-value]
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def plot_curve(
+    rates: Sequence[float],
+    mean: Sequence[float],
+    interval: Sequence[tuple[float, float]],
+    ax: "Axes | None" = None,
+    label: str | None = None,
+    axis: str = "rate",
+) -> Plot:
+    """Draw accuracy over bit error rate with its 95 % band; all fractions, shown in percent."""
+    figure, ax = axes(ax)
+    scale = 100 if axis == "rate" else 1
+    x = [scale * rate for rate in rates]
+    (line,) = ax.plot(x, [100 * value for value in mean], marker="o", markersize=4, label=label)
+    low, high = zip(*((100 * a, 100 * b) for a, b in interval), strict=True)
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    ax.set_xlabel("bit error rate (%)" if axis == "rate" else axis)
+    ax.set_ylabel("accuracy (%)")
+    ax.set_ylim(0, 100)
+    ax.grid(alpha=0.3)
+    if label is not None:
+        ax.legend(title=None, frameon=False)
+    return figure, ax
+
+
+def plot_histogram(
+    counts: Sequence[float], edges: Sequence[float], xlabel: str, marks: dict[str, float], ax: "Axes | None" = None
+) -> Plot:
+    """Draw the share of values in each bin, with vertical lines at the named marks."""
+    figure, ax = axes(ax)
+    total = sum(counts) or 1
+    ax.stairs([count / total for count in counts], edges, fill=True, alpha=0.6)
+    for number, (name, value) in enumerate(marks.items()):
+        ax.axvline(value, color=f"C{number + 1}", linestyle="--", label=f"{name} {value:.3g}")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel("share of values")
+    ax.legend(frameon=False)
+    return figure, ax
+
+
+def plot_sorted(values: Sequence[float], xlabel: str, ylabel: str, title: str, ax: "Axes | None" = None) -> Plot:
+    """Draw values from the largest to the smallest, with their mean."""
+    figure, ax = axes(ax)
+    ordered = sorted(values, reverse=True)
+    ax.plot(range(1, len(ordered) + 1), ordered)
+    ax.axhline(sum(ordered) / max(len(ordered), 1), color="C1", linestyle="--", label="mean")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.set_title(title)
+    ax.set_ylim(bottom=0)
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    return figure, ax

@@ -1,0 +1,1 @@
+"""The configuration groups of bnnft, for Hydra: `hydra.searchpath: [pkg://bnnft.conf]`."""
