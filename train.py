@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import rich
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from bnnft.classifier import Classifier
 from bnnft.report import run_tables, write_result
@@ -31,11 +31,10 @@ def main(config: DictConfig) -> float:
         atexit.register(print, f"train.py failed: {type(error).__name__}: {error}", file=sys.stderr)
         raise
     close(loggers, exit_code=0)
-    console = Console()
     for table in run_tables(result):
-        console.print(table)
+        rich.print(table)
     for name, place in places.items():
-        console.print(f"{name}: {place}", soft_wrap=True, highlight=False)
+        print(f"{name}: {place}")
     return result.metrics[config.optimized_metric]
 
 
@@ -59,8 +58,8 @@ def train(config: DictConfig, loggers: list[Any]) -> tuple[Any, dict[str, Any]]:
     trainer.test(module, data, ckpt_path=best or None, verbose=False)
     metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     curve = next((callback.curve for callback in callbacks if hasattr(callback, "curve")), None)
-    places = {"checkpoint": best, "results and figures": folder}
-    places |= {type(logger).__name__: getattr(logger.experiment, "dir", logger.save_dir) for logger in loggers}
+    wandb = next((Path(logger.experiment.dir).parent for logger in loggers if hasattr(logger.experiment, "finish")), "")
+    places = {"checkpoint": best, "results and figures": folder, "W&B run": wandb}
     return write_result(folder, metrics, curve, resolved), {name: place for name, place in places.items() if place}
 
 

@@ -27,7 +27,7 @@ from bnnft.plots import axes
 _FILE = "metrics.json"
 _LAYER_COLUMNS = {
     "margin": "margin",
-    "margin_normalized": "margin / sqrt(fan-in)",
+    "margin_normalized": "normalized margin",
     "margin_below_2": "margin below 2",
     "class_margin": "class margin",
     "importance_variance": "importance variance",
@@ -134,34 +134,45 @@ def layer_metrics(metrics: Mapping[str, float], stage: str = "test") -> dict[str
     return layers
 
 
-def sweep_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Return header and a row for each run: accuracy at each rate in percent, tolerable BER, margins and CVs."""
+Rows = tuple[list[str], list[list[str]]]
+
+
+def accuracy_rows(results: Sequence[Result]) -> Rows:
+    """Return header and a row for each run: accuracy in percent, clean and at each rate, and the tolerable BER."""
     rates = sorted({rate for result in results if result.curve for rate in result.curve.rates})
-    layers = list(dict.fromkeys(layer for result in results for layer in layer_metrics(result.metrics)))
-    keys = [(key, layer) for key in ("margin", "importance_cv", "importance_variance") for layer in layers]
-    keys = [(key, layer) for key, layer in keys if any(f"test/{key}/{layer}" in r.metrics for r in results)]
-    header = ["run", "clean", *(f"{100 * rate:g} %" for rate in rates), "tolerable BER"]
-    header += [f"{_LAYER_COLUMNS[key]} {layer}" for key, layer in keys]
     rows = []
     for label, result in zip(labels(results), results, strict=True):
         means = dict(zip(result.curve.rates, result.curve.mean, strict=True)) if result.curve else {}
         clean = result.curve.clean if result.curve else result.metrics.get("test/acc", math.nan)
         tolerable = result.metrics.get("test/tolerable_ber", math.nan)
-        row = [label, _percent(clean), *(_percent(means.get(rate, math.nan)) for rate in rates), f"{tolerable:.3f}"]
-        rows.append(row + [f"{result.metrics.get(f'test/{key}/{layer}', math.nan):.3g}" for key, layer in keys])
-    return header, rows
+        row = [label, _percent(clean), *(_percent(means.get(rate, math.nan)) for rate in rates), _percent(tolerable)]
+        rows.append(row)
+    return ["run", "clean", *(f"{100 * rate:g} %" for rate in rates), "tolerable BER"], rows
+
+
+def neuron_rows(results: Sequence[Result]) -> Rows:
+    """Return header and a row for each run: margin, importance CV and variance of each layer."""
+    layers = dict.fromkeys(layer for result in results for layer in layer_metrics(result.metrics))
+    keys = [(key, layer) for key in ("margin", "importance_cv", "importance_variance") for layer in layers]
+    keys = [(key, layer) for key, layer in keys if any(f"test/{key}/{layer}" in r.metrics for r in results)]
+    rows = []
+    for label, result in zip(labels(results), results, strict=True):
+        values = (result.metrics.get(f"test/{key}/{layer}", math.nan) for key, layer in keys)
+        rows.append([label, *(f"{value:.3g}" for value in values)])
+    return ["run", *(f"{_LAYER_COLUMNS[key]} {layer}" for key, layer in keys)], rows
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write table and figure of all results below a folder; returns the files."""
+    """Write tables and figure of all results below a folder; returns the files."""
     results = read_sweep(folder)
-    header, rows = sweep_rows(results)
+    parts = [accuracy_rows(results), neuron_rows(results)]
     table = folder / "results.csv"
     with table.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    lines = [header, ["---"] * len(header), *rows]
+        writer = csv.writer(file)
+        writer.writerow(parts[0][0] + parts[1][0][1:])
+        writer.writerows(left + right[1:] for left, right in zip(parts[0][1], parts[1][1], strict=True))
+    text = "\n\n".join(_markdown(*part) for part in parts)
     page = folder / "report.md"
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     page.write_text(f"# {folder.name}\n\nAccuracies in %.\n\n{text}\n\n![accuracy over BER](accuracy_over_ber.svg)\n")
     figure, ax = axes()
     for label, result in zip(labels(results), results, strict=True):
@@ -171,6 +182,10 @@ def write_report(folder: Path) -> list[Path]:
     for path in figures:
         figure.savefig(path, dpi=150)
     return [table, page, *figures]
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
 
 
 def _percent(fraction: float) -> str:
@@ -187,14 +202,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
-    console = Console()
-    header, rows = sweep_rows(read_sweep(folder))
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    results = read_sweep(folder)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for header, rows in (accuracy_rows(results), neuron_rows(results)):
+        table = Table()
+        for column in header:
+            table.add_column(column, no_wrap=column == "run", justify="left" if column == "run" else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     for path in files:
-        console.print(str(path), soft_wrap=True)
+        print(path)
     return 0
 
 

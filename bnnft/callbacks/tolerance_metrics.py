@@ -65,9 +65,10 @@ class ToleranceMetrics(Callback):
                 raise ValueError(f"chains must map a layer to [norm or None, activation], got {layer!r}: {names!r}")
         self.metrics = [Margin(), ImportanceVariance(), ClassMargin()] if metrics is None else list(metrics)
         self.loss, self.importance_batches, self.weights = loss, importance_batches, weights
-        self.named_chains = dict(chains or {})
+        self.chains = dict(chains or {})
         self._sites: list[Site] = []
         self._chains: dict[str, Chain] = {}
+        self._named: list[Chain] = []
         self._fan_in: dict[str, int] = {}
         self._collections: dict[str, MetricCollection] = {}
         self._trace: Trace | None = None
@@ -130,19 +131,29 @@ class ToleranceMetrics(Callback):
             self._sites = find_sites(pl_module, self.weights)
             self._fan_in = {site.layer: site.weight.numel() // len(site.weight) for site in self._sites}
             self._batches = 0
+            if not self._chains:
+                self._named = [self._named_chain(pl_module, layer, *names) for layer, names in self.chains.items()]
+
+    def _named_chain(self, pl_module: LightningModule, layer: str, norm: str | None, activation: str | None) -> Chain:
+        full = [name for name in self._fan_in if name == layer or name.endswith(f".{layer}")]
+        if len(full) != 1:
+            raise ValueError(f"chains: {layer!r} is no binarized layer; there are {', '.join(self._fan_in)}")
+        for name in (norm, activation):
+            if name is not None and name not in dict(pl_module.named_modules()):
+                raise ValueError(f"chains: {type(pl_module).__name__} has no module {name!r}")
+        return Chain(full[0], norm, activation)
 
     def _open(self, pl_module: LightningModule) -> None:
         if not self._active:
             return
-        if self._chains:
-            self._watch = watch(pl_module, list(self._chains.values()))
-            self._seen = self._watch.__enter__()
-        else:
+        if not self._chains:
             self._trace = Trace(pl_module)
             self._trace.__enter__()
+        self._watch = watch(pl_module, list(self._chains.values()) or self._named)
+        self._seen = self._watch.__enter__()
 
     def _close(self) -> None:
-        for context in (self._trace, self._watch):
+        for context in (self._watch, self._trace):
             if context is not None:
                 context.__exit__(None, None, None)
         self._trace = self._watch = None
@@ -170,17 +181,8 @@ class ToleranceMetrics(Callback):
     def _learn(self, pl_module: LightningModule, trace: Trace) -> None:
         """Take chains and first values from the watched batch; chains that the user named win."""
         found = trace.chains(self._sites)
-        self._chains = {layer: chain for layer, (chain, _) in found.items()}
-        self._seen = {layer: seen for layer, (_, seen) in found.items()}
-        for layer, (norm, activation) in self.named_chains.items():
-            full = [name for name in self._chains if name == layer or name.endswith(f".{layer}")]
-            if len(full) != 1:
-                raise ValueError(f"chains: {layer!r} is no binarized layer; there are {', '.join(self._chains)}")
-            chain = Chain(full[0], norm, activation)
-            for name in (norm, activation):
-                if name is not None and name not in dict(pl_module.named_modules()):
-                    raise ValueError(f"chains: {type(pl_module).__name__} has no module {name!r}")
-            self._chains[full[0]], self._seen[full[0]] = chain, Observation()
+        self._chains = {layer: chain for layer, (chain, _) in found.items()} | {c.layer: c for c in self._named}
+        self._seen = {layer: seen for layer, (_, seen) in found.items()} | self._seen
         self._judge(pl_module)
 
     def _judge(self, pl_module: LightningModule) -> None:

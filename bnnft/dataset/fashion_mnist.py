@@ -36,7 +36,7 @@ class FashionMNIST(InMemoryDataModule):
     num_classes = 10
 
     def __init__(
-        self, data_dir: str = "data", batch_size: int = 256, validation_size: int = 5000, split_seed: int = 0
+        self, data_dir: str = "data", batch_size: int = 128, validation_size: int = 5000, split_seed: int = 0
     ) -> None:
         super().__init__(batch_size, validation_size, split_seed)
         self.data_dir = Path(data_dir)

@@ -1,0 +1,211 @@
+"""Each statistical test has a fixed seed and would fail by chance with the probability named beside it."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, kstest
+
+from bnnft.ber import Key, random_bits
+from bnnft.ber.random_bits import bernoulli_indices, random_words, uniforms
+
+FALSE_ALARM = 1e-9
+MASK = 2**64 - 1
+GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+PUBLISHED = [
+    6457827717110365317,
+    3203168211198807973,
+    9817491932198370423,
+    4593380528125082431,
+    16408922859458223821,
+]
+words = st.integers(0, MASK)
+fixed = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+
+
+def split_mix(state):
+    """SplitMix64 as published: a state that advances by gamma."""
+    while True:
+        state = (state + GAMMA) & MASK
+        word = ((state ^ (state >> 30)) * FIRST) & MASK
+        word = ((word ^ (word >> 27)) * SECOND) & MASK
+        yield word ^ (word >> 31)
+
+
+def stream_that_starts_with(word):
+    """The stream whose word 0 is the given one: every step of the mix can be undone."""
+    for shift, factor in ((31, SECOND), (27, FIRST), (30, 1)):
+        undone = word
+        for _ in range(64 // shift):
+            undone = word ^ (undone >> shift)
+        word = (undone * pow(factor, -1, 2**64)) & MASK
+    return (word - GAMMA) & MASK
+
+
+def walk(size, rate, stream):
+    """The successes, gap by gap."""
+    if rate > 0.5:
+        return sorted(set(range(size)) - set(walk(size, 1 - rate, stream)))
+    found, place, source = [], -1, split_mix(stream)
+    while rate > 0:
+        place += math.floor(math.log(((next(source) >> 11) + 1) / 2**53) / math.log1p(-rate)) + 1
+        if place >= size:
+            break
+        found.append(place)
+    return found
+
+
+def unsigned(tensor):
+    return [word & MASK for word in tensor.tolist()]
+
+
+def test_words_are_the_published_ones():
+    assert unsigned(random_words(1234567, 0, 5)) == PUBLISHED
+
+
+@fixed
+@given(stream=words, start=st.integers(0, 2**40), count=st.integers(0, 50))
+def test_words_are_those_of_the_sequential_generator_from_any_offset(stream, start, count):
+    source = split_mix((stream + start * GAMMA) & MASK)
+    assert unsigned(random_words(stream, start, count)) == [next(source) for _ in range(count)]
+
+
+@fixed
+@given(stream=words, cuts=st.lists(st.integers(0, 300), max_size=5))
+def test_parts_of_a_stream_are_the_whole(stream, cuts):
+    parts = [random_words(stream, a, b - a) for a, b in pairwise([0, *sorted(cuts), 300])]
+    assert torch.equal(torch.cat(parts), random_words(stream, 0, 300))
+
+
+@fixed
+@given(stream=words)
+def test_uniforms_are_the_upper_53_bits_plus_one(stream):
+    expected = [((word >> 11) + 1) / 2**53 for word in unsigned(random_words(stream, 3, 20))]
+    assert uniforms(stream, 3, 20).tolist() == expected
+
+
+@pytest.mark.parametrize(("word", "number"), [(0, 2.0**-53), (MASK, 1.0), (2**63, 0.5 + 2.0**-53)])
+def test_uniforms_reach_both_ends_of_their_range_and_no_zero(word, number):
+    stream = stream_that_starts_with(word)
+    assert unsigned(random_words(stream, 0, 1)) == [word]
+    assert uniforms(stream, 0, 1).item() == number
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_uniforms_are_uniform(seed):
+    """Kolmogorov-Smirnov on 100,000 numbers and on their lowest 30 bits; false alarm 1e-9."""
+    numbers = uniforms(Key(seed).stream(), 0, 100_000)
+    assert numbers.dtype == torch.float64
+    assert bool(((numbers > 0) & (numbers <= 1)).all())
+    assert torch.equal((numbers * 2**53).round() / 2**53, numbers)
+    assert kstest(numbers.numpy(), "uniform").pvalue > FALSE_ALARM
+    assert kstest((numbers * 2**23).frac().numpy(), "uniform").pvalue > FALSE_ALARM
+
+
+def test_each_bit_of_the_words_is_fair():
+    """64 exact binomial tests on 20,000 words; false alarm 6.4e-8 together."""
+    stream = random_words(Key(5).stream(), 0, 20_000)
+    ones = [int(((stream >> bit) & 1).sum()) for bit in range(64)]
+    assert min(binomtest(count, 20_000, 0.5).pvalue for count in ones) > FALSE_ALARM
+
+
+@fixed
+@given(size=st.integers(0, 2000), rate=st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(1e-15, 1)), stream=words)
+def test_indices_are_those_of_a_walk_gap_by_gap(size, rate, stream):
+    assert bernoulli_indices(size, rate, stream).tolist() == walk(size, rate, stream)
+
+
+@pytest.mark.parametrize("rate", [1e-12, 1e-3, 0.1, 0.5, 0.7, 0.999, 1 - 1e-12])
+@pytest.mark.parametrize("size", [0, 1, 7, 100_000])
+def test_indices_are_sorted_distinct_and_in_range(size, rate):
+    indices = bernoulli_indices(size, rate, Key(1).stream())
+    assert indices.dtype == torch.int64
+    assert bool((indices.diff() > 0).all())
+    assert bool(((indices >= 0) & (indices < size)).all())
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000])
+@pytest.mark.parametrize("stream", [0, 5, MASK])
+def test_rate_0_has_no_success_and_rate_1_no_failure(size, stream):
+    assert bernoulli_indices(size, 0, stream).tolist() == []
+    assert bernoulli_indices(size, 1, stream).tolist() == list(range(size))
+
+
+@fixed
+@given(size=st.integers(0, 500), rate=st.sampled_from([0.125, 0.25, 0.375]), stream=words)
+def test_above_one_half_failures_are_the_successes_of_the_complement(size, rate, stream):
+    both = bernoulli_indices(size, rate, stream).tolist() + bernoulli_indices(size, 1 - rate, stream).tolist()
+    assert sorted(both) == list(range(size))
+
+
+@pytest.mark.parametrize("rate", [1e-300, 1e-12, 0.3])
+def test_the_largest_uniform_is_the_shortest_gap(rate):
+    assert bernoulli_indices(1, rate, stream_that_starts_with(MASK)).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("rate", "size", "found"), [(1e-300, 10**15, []), (1e-12, 10**13, []), (0.3, 102, []), (0.3, 103, [102])]
+)
+def test_the_smallest_uniform_is_the_longest_gap(rate, size, found):
+    """floor(log(2^-53) / log(1 - rate)) is 102 for a rate of 0.3, and 3.7e13 for 1e-12."""
+    assert bernoulli_indices(size, rate, stream_that_starts_with(0)).tolist() == found
+
+
+def test_work_at_a_tiny_rate_goes_with_the_successes():
+    """A million successes are expected among 10^18 trials; exact binomial test, false alarm 1e-9."""
+    counts = [len(bernoulli_indices(10**15, 1e-12, Key(2, draw).stream())) for draw in range(1000)]
+    assert binomtest(sum(counts), 10**18, 1e-12).pvalue > FALSE_ALARM
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.9])
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_indices_do_not_depend_on_the_size_of_a_block(rate, block, monkeypatch):
+    expected = bernoulli_indices(3000, rate, stream=11)
+    monkeypatch.setattr(random_bits, "_BLOCK", block)
+    assert torch.equal(bernoulli_indices(3000, rate, stream=11), expected)
+
+
+def test_a_longer_run_of_trials_begins_with_the_shorter_one():
+    long = bernoulli_indices(70_000, 0.3, stream=3)
+    assert torch.equal(bernoulli_indices(1000, 0.3, stream=3), long[long < 1000])
+
+
+def test_torch_generator_is_untouched():
+    before = torch.get_rng_state()
+    bernoulli_indices(1000, 0.7, Key(3).stream())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_keys_that_differ_have_streams_that_share_no_word():
+    """8 words of each of 3,072 streams; two words of 64 bits are equal by chance with probability 2e-11."""
+    keys = [
+        Key(seed, draw, position, purpose)
+        for seed in (*range(8), 2**32, 2**63)[2:]
+        for draw in range(16)
+        for position in range(8)
+        for purpose in ("", "training", "chip")
+    ]
+    drawn = torch.cat([random_words(key.stream(), 0, 8) for key in keys])
+    assert len(drawn.unique()) == 8 * len(keys) == 8 * 3072
+
+
+@pytest.mark.parametrize("field", ["seed", "draw", "position"])
+def test_key_takes_each_number_apart(field):
+    assert len({Key(**{field: number}).stream() for number in range(10_000)}) == 10_000
+
+
+def test_name_is_no_part_of_the_stream():
+    key = Key(1, 2, 3)
+    assert key.at(3, "fc1.weight") == Key(1, 2, 3, name="fc1.weight")
+    assert key.at(3, "fc1.weight").stream() == key.at(3, "fc2.weight").stream() == key.stream()
+    assert key.at(4).stream() == Key(1, 2, 4).stream() != key.stream()
+
+
+@pytest.mark.parametrize("field", ["seed", "draw", "position"])
+@pytest.mark.parametrize("value", [-1, 1.0, "1", None, True])
+def test_key_refuses_what_is_no_integer_of_at_least_zero(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be an integer >= 0, got {value!r}"):
+        Key(**{field: value})

@@ -1,0 +1,23 @@
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture
+def randomized():
+    """Return a function that gives the batch norms of a network random values, gamma of both signs and one zero."""
+
+    def randomize(model, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.running_mean.normal_(0, 2, generator=generator)
+                module.running_var.uniform_(1, 9, generator=generator)
+                nn.init.normal_(module.weight, generator=generator)
+                nn.init.normal_(module.bias, generator=generator)
+                nn.init.zeros_(module.weight[:1])
+            elif hasattr(module, "weight"):
+                nn.init.normal_(module.weight, generator=generator)
+        return model.eval()
+
+    return randomize

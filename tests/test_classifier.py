@@ -1,0 +1,50 @@
+import pytest
+import torch
+from networks import equal_states, loader, small_net, state, trainer
+from torch import nn
+
+from bnnft.classifier import Classifier, sample_losses
+
+
+def test_it_logs_loss_and_accuracy_of_the_whole_epoch(tmp_path):
+    """Also where the last batch is smaller."""
+    module = Classifier(small_net(), 3)
+    run = trainer(tmp_path, [])
+    run.test(module, loader(batch_size=32), verbose=False)
+    x, y = loader(batch_size=48).dataset.tensors
+    scores = module.model.eval()(x)
+    assert float(run.callback_metrics["test/acc"]) == pytest.approx(float((scores.argmax(1) == y).float().mean()))
+    expected = float(nn.functional.cross_entropy(scores, y).detach())
+    assert float(run.callback_metrics["test/loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_optimizer_and_scheduler_are_the_given_ones(tmp_path):
+    def optimizer(parameters):
+        return torch.optim.SGD(parameters, lr=0.5)
+
+    def scheduler(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+
+    module = Classifier(small_net(), 3, optimizer=optimizer, scheduler=scheduler)
+    run = trainer(tmp_path, [])
+    run.fit(module, loader())
+    assert isinstance(run.optimizers[0], torch.optim.SGD)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+class MeanSquares(nn.Module):
+    """A loss without the argument `reduction`."""
+
+    def forward(self, scores, targets):
+        return (scores - nn.functional.one_hot(targets, 3)).square().mean()
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(label_smoothing=0.1), nn.MultiMarginLoss(), MeanSquares()])
+def test_losses_of_samples_have_the_batch_loss_as_mean(loss):
+    module = Classifier(small_net(), 3, loss=loss).eval()
+    batch = next(iter(loader()))
+    before = state(module)
+    losses = sample_losses(module, batch)
+    assert losses.shape == (8,)
+    assert torch.allclose(losses.mean(), loss(module(batch[0]), batch[1]))
+    assert equal_states(before, state(module))

@@ -1,0 +1,168 @@
+"""The command that users type, as a process of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from offline_run import column, read, table
+
+from bnnft.report import read_sweep
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["trainer.max_epochs=2", "model.widths=[64,32]", "callbacks.accuracy_over_ber.maps=2"]
+
+
+def run(folder, *arguments, **environment):
+    """Run train.py in a folder of its own; W&B stays offline and writes nothing elsewhere."""
+    for name in ("train.py", "conf"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    quiet = {"WANDB_MODE": "offline", "WANDB_DATA_DIR": str(folder / "staged"), "OMP_NUM_THREADS": "1"}
+    paths = {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, "train.py", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | quiet | paths | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("single")
+    done = run(folder, *QUICK, "name=first")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done
+
+
+def test_a_run_ends_with_its_results_and_where_they_are(single):
+    folder, done = single
+    assert "clean accuracy" in done.stdout
+    assert "importance CV" in done.stdout
+    (output,) = (folder / "outputs").glob("*/*")
+    for part in ("checkpoints/best.ckpt", "accuracy_over_ber.svg", "accuracy_over_ber.csv", "metrics.json"):
+        assert (output / part).is_file()
+    for place in ("checkpoint: ", "results and figures: ", "W&B run: "):
+        assert place in done.stdout
+    assert "Warning" not in done.stderr
+
+
+def test_the_offline_run_holds_everything(single):
+    """Config, curve with its own x axis, table, figure, histograms, scalars and the state of the run."""
+    folder, _ = single
+    (directory,) = (folder / "wandb").glob("offline-run-*")
+    tracked = read(directory)
+    (output,) = (folder / "outputs").glob("*/*")
+    result = json.loads((output / "metrics.json").read_text())
+    assert tracked["exit"] == 0
+    assert tracked["group"] == "first"
+    assert tracked["tags"] == ["fc", "digits", "independent"]
+    assert tracked["config"]["ber"] == {"_target_": "bnnft.ber.Independent", "rate": 0.1}
+    assert tracked["config"]["model"]["widths"] == [64, 32]
+    assert column(tracked, "ber") == result["curve"]["rates"]
+    means = [sum(maps) / len(maps) for maps in result["curve"]["accuracy"]]
+    assert column(tracked, "test/acc_over_ber") == pytest.approx(means)
+    assert tracked["metrics"]["test/acc_over_ber"] == "ber"
+    rows = table(tracked, "test/ber_table")
+    assert rows["columns"][:2] == ["ber", "accuracy"]
+    assert [row[1] for row in rows["data"]] == pytest.approx(means)
+    assert (tracked["dir"] / "files" / tracked["summary"]["test/ber_figure.filenames"][0]).stat().st_size > 5000
+    assert column(tracked, "val/margin_histogram/fc1._type") == ["histogram"] * 2
+    counts, edges = (column(tracked, f"val/margin_histogram/fc1.{part}")[0] for part in ("values", "bins"))
+    assert sum(counts) == 180 * 64
+    assert len(edges) == len(counts) + 1
+    for name in ("test/tolerable_ber", "test/acc_ber_0p1", "val/importance_cv/fc2", "train/loss"):
+        assert column(tracked, name)
+
+
+def test_the_checkpoint_loads_into_the_plain_network(single):
+    import torch
+
+    from bnnft.model import FC
+
+    folder, _ = single
+    (path,) = (folder / "outputs").glob("*/*/checkpoints/best.ckpt")
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    network = FC((1, 8, 8), 10, widths=[64, 32])
+    network.load_state_dict({name.removeprefix("model."): value for name, value in saved.items()})
+
+
+def test_a_sweep_makes_a_run_of_every_job_and_a_report(tmp_path):
+    done = run(tmp_path, "-m", *QUICK, "ber.rate=0,0.2", "name=pair")
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = [read(directory) for directory in (tmp_path / "wandb").glob("offline-run-*")]
+    assert sorted(tracked["config"]["ber"]["rate"] for tracked in runs) == [0, 0.2]
+    assert [(tracked["exit"], tracked["group"]) for tracked in runs] == [(0, "pair")] * 2
+    (sweep,) = (tmp_path / "multirun").glob("*/*")
+    assert len(read_sweep(sweep)) == 2
+    report = [sys.executable, "-m", "bnnft.report", str(sweep)]
+    page = subprocess.run(report, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert "ber.rate=0.2" in page
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "none"])
+def test_every_logger_takes_a_run(tmp_path, logger):
+    done = run(tmp_path, *QUICK, f"logger={logger}", "ber=none")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (output,) = (tmp_path / "outputs").glob("*/*")
+    if logger == "csv":
+        header, *rows = (output / "csv" / "metrics.csv").read_text().splitlines()
+        place = header.split(",").index("test/acc_over_ber")
+        assert len([row for row in rows if row.split(",")[place]]) == 7
+    if logger == "tensorboard":
+        assert list((output / "tensorboard").glob("events.*"))
+    assert not (tmp_path / "wandb").exists()
+    assert (output / "metrics.json").is_file()
+
+
+def test_a_failed_job_says_why_last_and_is_tracked_as_failed(tmp_path):
+    done = run(tmp_path, *QUICK, "optimizer.lr=-1")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "train.py failed: ValueError: Invalid learning rate: -1"
+    (directory,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert read(directory)["exit"] == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("ber.rate=1.5", "ValueError: rate must be a fraction in [0, 1], got 1.5"),
+        ("ber.rate=high", "TypeError: rate must be a fraction in [0, 1], got 'high'"),
+        ("seed=-1", "-1"),
+        ("callbacks.accuracy_over_ber.maps=0", "ValueError: maps must be an integer >= 1, got 0"),
+        ("callbacks.accuracy_over_ber.rates=[]", "ValueError: rates must be a list of one or more"),
+        ("callbacks.bit_flip_training.weights=[fc9]", "the pattern 'fc9' matches no parameter"),
+    ],
+)
+def test_a_bad_value_is_named_in_the_last_line(tmp_path, argument, says):
+    done = run(tmp_path, *QUICK, argument, "logger=none")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py failed: ")
+    assert says in last
+
+
+def test_an_unknown_choice_is_hydras_own_error(tmp_path):
+    done = run(tmp_path, "ber=cosmic")
+    assert done.returncode == 1
+    assert "Could not find 'ber/cosmic'" in done.stderr
+    assert "independent" in done.stderr
+
+
+def test_help_shows_groups_and_commands_worth_copying(tmp_path):
+    page = run(tmp_path, "--help").stdout
+    assert "dataset: digits, fashion_mnist" in page
+    assert page.count("\n  python train.py") == 6
+
+
+def test_a_value_for_the_sweeper_is_returned(tmp_path):
+    done = run(tmp_path, *QUICK, "logger=none", "optimized_metric=test/tolerable_ber")
+    (output,) = (tmp_path / "outputs").glob("*/*")
+    value = json.loads((output / "metrics.json").read_text())["metrics"]["test/tolerable_ber"]
+    assert f"Succeeded with return value: {value}" in done.stdout
+    shutil.rmtree(tmp_path / "outputs")
