@@ -16,7 +16,7 @@ from bnnft.plots import Plot, plot_curve
 from bnnft.sites import Site, find_sites
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BERCurve:
     """Accuracy at several bit error rates, each under several fault maps.
 
@@ -78,7 +78,7 @@ class BERCurve:
         below, above = 0.0, self.clean
         for rate, mean in zip(self.rates, self.mean, strict=True):
             if mean < floor:
-                return below + (rate - below) * (above - floor) / (above - mean) if above > mean else below
+                return below + (rate - below) * (above - floor) / (above - mean)
             below, above = rate, mean
         return self.rates[-1]
 
@@ -101,7 +101,7 @@ def error_models(rates: Sequence[float], error_model: ErrorModel | None = None, 
 
     Example:
         >>> error_models([0, 0.1])
-        [Independent(rate=0), Independent(rate=0.1)]
+        [Independent(rate=0.0), Independent(rate=0.1)]
     """
     if not len(rates) or any(b <= a for a, b in pairwise(rates)):
         raise ValueError(f"rates must be a list of one or more strictly ascending numbers, got {list(rates)!r}")
@@ -154,9 +154,15 @@ class AccuracyMeter:
                     turned.restore()
 
     def curve(self, rates: Sequence[float], axis: str = "rate") -> BERCurve:
-        """Return the accuracies of everything counted so far."""
-        accuracy = self.right.cpu().to(torch.float64) / max(int(self.total), 1)
-        return BERCurve(tuple(map(float, rates)), accuracy, int(self.clean_right) / max(int(self.total), 1), axis)
+        """Return the accuracies of everything counted so far.
+
+        Raises:
+            ValueError: nothing was counted.
+        """
+        if not self.total:
+            raise ValueError("accuracy over BER needs data, but the dataloader yielded no batch")
+        accuracy = self.right.cpu().to(torch.float64) / int(self.total)
+        return BERCurve(tuple(map(float, rates)), accuracy, int(self.clean_right) / int(self.total), axis)
 
 
 def checked_maps(maps: int) -> None:

@@ -4,13 +4,15 @@ The stored bit is the sign bit of the latent weight. Turning it is one exclusive
 at the drawn positions only; turning it again restores every float, zeros and NaN included.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from bnnft.ber import ErrorModel, Key, as_error_model
 from bnnft.sites import Site, find_sites
@@ -58,6 +60,10 @@ def _signs(values: Tensor, indices: Tensor) -> Tensor:
     return memory.index_select(0, places) < 0
 
 
+# the turned states of each weight that are open now: more than one where flips are nested or come from two callbacks
+_open: MutableMapping[Tensor, list["_TurnedWeight"]] = WeakIdKeyDictionary()
+
+
 class _TurnedWeight:
     """One weight in its turned state, with what is needed to tell whether somebody else wrote to it since."""
 
@@ -66,23 +72,46 @@ class _TurnedWeight:
         self.address = site.weight.data_ptr()
         self.signs = ~_signs(site.weight, indices)  # as they are while turned
         self.version: int | None = None  # known once the bits are turned for certain
+        _open.setdefault(site.weight, []).append(self)
 
     def turn(self) -> None:
-        turn_signs(self.site.weight, self.indices)
-        self.version = self.site.weight._version
+        self._write(self.indices)
+        self.version = _version(self.site.weight)
 
     def turn_back(self) -> str | None:
         """Restore the weight and return what was wrong with it, if anything."""
         weight, indices, interrupted = self.site.weight, self.indices, self.version is None
         if weight.data_ptr() != self.address:
+            self._close()
             return f"{self.site.name}: its memory was replaced"
-        if weight._version != self.version:  # written by others, or an interrupt left unsaid whether by us
+        if _version(weight) != self.version:  # written by others, or an interrupt left unsaid whether by us
             standing = _signs(weight, indices) == self.signs
             indices = indices if bool(standing.all()) else indices[standing]
         self.version = None
-        turn_signs(weight, indices)
+        self._write(indices)
+        self._close()
         overwritten = 0 if interrupted else self.indices.numel() - indices.numel()
         return f"{self.site.name}: {overwritten} turned bits were overwritten" if overwritten else None
+
+    def _write(self, indices: Tensor) -> None:
+        """Turn signs, and let the other turned states of this weight know that it was us."""
+        before = _version(self.site.weight)
+        turn_signs(self.site.weight, indices)
+        for other in _open.get(self.site.weight, ()):
+            if other is not self:
+                other.signs ^= torch.isin(other.indices, indices, assume_unique=True)
+                if other.version == before:
+                    other.version = _version(self.site.weight)
+
+    def _close(self) -> None:
+        states = _open.get(self.site.weight, [])
+        if self in states:
+            states.remove(self)
+
+
+def _version(weight: Tensor) -> int:
+    """Return a number that moves with every write; weights made in inference mode have none."""
+    return -1 if weight.is_inference() else weight._version
 
 
 class TurnedBits:
@@ -112,14 +141,14 @@ class TurnedBits:
             self.restore()
             raise
 
-    def clean(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a state dict in which tensors that share memory with a turned weight are clean copies."""
-        turned = {weight.address: weight for weight in self._weights}
-        cleaned = dict(state)
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.data_ptr() in turned:
-                cleaned[name] = value.clone()
-                turn_signs(cleaned[name], turned[value.data_ptr()].indices)
+    def clean(self, model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a state dict of the model in which the turned weights are clean copies."""
+        turned = {id(weight.site.weight): weight.indices for weight in self._weights}
+        cleaned = copy(state)  # shallow; unlike dict() it keeps the modules' versions
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            if id(weight) in turned and name in cleaned:
+                cleaned[name] = cleaned[name].clone()
+                turn_signs(cleaned[name], turned[id(weight)])
         return cleaned
 
     def restore(self) -> None:
@@ -129,6 +158,18 @@ class TurnedBits:
             RuntimeError: a weight was overwritten while its bits were turned. All bits that still stood as they
                 were turned are back, and the overwritten ones stay as they were written.
         """
+        try:
+            faults = self._turn_back()
+        except BaseException:  # an interrupt: put the rest back before it goes on its way
+            self._turn_back()
+            raise
+        if faults:
+            raise RuntimeError(
+                "weights were written to while their bits were turned, so they can't be restored exactly "
+                f"({'; '.join(faults)}). Update weights outside of the flipped part"
+            )
+
+    def _turn_back(self) -> list[str]:
         while self._hooks:
             self._hooks.pop().remove()
         faults = []
@@ -136,15 +177,15 @@ class TurnedBits:
             if fault := self._weights[-1].turn_back():
                 faults.append(fault)
             self._weights.pop()
-        if faults:
-            raise RuntimeError(
-                "weights were written to while their bits were turned, so they can't be restored exactly "
-                f"({'; '.join(faults)}). Update weights outside of the flipped part"
-            )
+        return faults
 
 
 def _turn_gradient(indices: Tensor) -> Callable[[Tensor], Tensor]:
     def hook(gradient: Tensor) -> Tensor:
+        if gradient.requires_grad:  # with create_graph, the turn is part of the graph
+            signs = torch.ones_like(gradient)
+            turn_signs(signs, indices)
+            return gradient * signs
         gradient = gradient.clone()
         turn_signs(gradient, indices)
         return gradient

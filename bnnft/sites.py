@@ -68,28 +68,32 @@ def binarized_weights(model: nn.Module, weights: Sequence[str] | None = None) ->
         >>> list(binarized_weights(model)), list(binarized_weights(model, ["2", "3.weight"]))
         (['0.weight', '2.weight'], ['2.weight', '3.weight'])
     """
-    known: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()
-    for name, weight in _known(model):
-        if id(weight) not in seen:
-            seen.add(id(weight))
-            known[name] = weight
-    if weights is None:
-        return known
+    known = {id(weight): name for name, weight in reversed(list(_known(model)))}  # the first name of a tied weight
+    chosen = set(known)
+    if weights is not None:
+        chosen = set().union(*(_matches(model, pattern) for pattern in _patterns(weights)))
+    named = ((name, weight) for name, weight in model.named_parameters() if id(weight) in chosen)
+    return {known.get(id(weight), name): weight for name, weight in named}
+
+
+def _patterns(weights: Sequence[str]) -> Sequence[str]:
     if isinstance(weights, str):
         raise TypeError(f"weights must be a list of patterns, got the string {weights!r}")
-    chosen: set[str] = set()
-    parameters = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
-    for pattern in weights:
-        matches = [name for name in known if any(fnmatchcase(n, pattern) for n in (name, name.rpartition(".")[0]))]
-        matches = matches or [name for name in parameters if fnmatchcase(name, pattern)]
-        if not matches:
-            raise ValueError(
-                f"weights: the pattern {pattern!r} matches no parameter; "
-                f"binarized weights of this model: {', '.join(known) or 'none'}"
-            )
-        chosen.update(matches)
-    return {name: weight for name, weight in (known | parameters).items() if name in chosen}
+    return weights
+
+
+def _matches(model: nn.Module, pattern: str) -> set[int]:
+    """Return the identities of the parameters that a pattern selects: known weights first, else any."""
+    known = list(_known(model))
+    found = {id(w) for name, w in known if any(fnmatchcase(n, pattern) for n in (name, name.rpartition(".")[0]))}
+    everything = model.named_parameters(remove_duplicate=False)
+    found = found or {id(w) for name, w in everything if fnmatchcase(name, pattern) and w.is_floating_point()}
+    if not found:
+        raise ValueError(
+            f"weights: the pattern {pattern!r} matches no parameter; "
+            f"binarized weights of this model: {', '.join(name for name, _ in known) or 'none'}"
+        )
+    return found
 
 
 def find_sites(model: nn.Module, weights: Sequence[str] | None = None) -> list[Site]:

@@ -74,6 +74,7 @@ def test_one_map_has_a_mean_but_no_deviation_and_no_interval():
         ([0, 0.1, 0.2], [0.9, 0.88, 0.85], 0.2),  # never falls: the highest tested rate
         ([0, 0.1, 0.2], [0.9, 0.8, 0.7], 0.1),  # the drop is exactly reached
         ([0, 0.1, 0.2], [0.9, 0.85, 0.8], 0.2),
+        ([0, 0.1, 0.2], [0.9, 0.8, 0.8], 0.2),
         ([0.1, 0.2], [0.5, 0.4], 0.025),  # falls before the first rate: interpolated from the clean accuracy at 0
         ([0.1, 0.2], [0.9, 0.7], 0.15),
         ([0, 0.1], [0.5, 0.4], 0.0),  # falls at the first rate, 0
@@ -84,6 +85,11 @@ def test_one_map_has_a_mean_but_no_deviation_and_no_interval():
 )
 def test_tolerable_ber_is_the_rate_where_the_mean_first_falls_below_clean_less_drop(rates, means, tolerable):
     assert curve(rates, means).tolerable_ber(drop=0.1) == pytest.approx(tolerable, abs=1e-9)
+
+
+def test_rounding_does_not_make_a_drop_of_the_stated_size_larger():
+    assert 0.8 - 0.1 > 0.7
+    assert curve([0, 0.1, 0.2], [0.8, 0.7, 0.7], clean=0.8).tolerable_ber(drop=0.1) == 0.2
 
 
 @pytest.mark.parametrize(("drop", "tolerable"), [(0, 0.0), (0.5, 0.1 / 0.9 * 0.5), (0.9, 0.1), (1, 0.1)])
@@ -282,3 +288,8 @@ def test_bad_arguments_raise_before_the_data_are_read(arguments, error, message)
     with pytest.raises(error, match=message):
         accuracy_over_ber(**{"model": model, "dataloader": unread(), "rates": [0, 0.1], **arguments})
     assert model.training
+
+
+def test_no_data_is_an_error():
+    with pytest.raises(ValueError, match="the dataloader yielded no batch"):
+        accuracy_over_ber(network(), [], [0, 0.3])

@@ -474,10 +474,9 @@ def test_clean_returns_the_clean_state_and_changes_nothing():
     turned = turned_bits(model)
     state = model.state_dict()
     dirty = state["0.weight"].clone()
-    cleaned = turned.clean({**state, "alias": model[0].weight, "step": 3})
-    assert torch.equal(cleaned.pop("alias"), clean["0.weight"])
-    assert cleaned.pop("step") == 3
+    cleaned = turned.clean(model, state)
     assert cleaned.keys() == clean.keys()
+    assert cleaned._metadata == state._metadata
     assert all(torch.equal(cleaned[name], clean[name]) for name in clean)
     assert all(cleaned[name] is state[name] for name in clean if name != "0.weight")
     assert torch.equal(model[0].weight, dirty)
@@ -492,7 +491,7 @@ def test_clean_after_the_restore_is_the_state_itself():
     turned = turned_bits(model)
     turned.restore()
     state = model.state_dict()
-    assert all(turned.clean(state)[name] is value for name, value in state.items())
+    assert all(turned.clean(model, state)[name] is value for name, value in state.items())
 
 
 @pytest.mark.parametrize(
@@ -527,3 +526,75 @@ def test_indices_out_of_range_raise_and_leave_no_bit_turned(indices):
     with pytest.raises((IndexError, RuntimeError)), flipped(model, Wrong()):
         pytest.fail("the context was entered")
     assert equal(model, before)
+
+
+def states_turned_by(model, *seeds):
+    sites = find_sites(model)
+    return [TurnedBits(sites, draw_flips(sites, Independent(0.5), Key(seed))) for seed in seeds]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0), (1, 0, 2)])
+def test_overlapping_turns_are_restored_in_any_order(order):
+    model = network()
+    before = all_bits(model)
+    states = states_turned_by(model, 0, 1, 2)
+    for number in order:
+        states[number].restore()
+    assert equal(model, before)
+
+
+def test_a_foreign_write_under_overlapping_turns_is_told_from_our_own():
+    """Only positions that somebody else wrote are reported, by each state that had turned them."""
+    model = network()
+    first, second = states_turned_by(model, 0, 1)
+    with torch.no_grad():
+        model[2].weight.view(-1)[:5] = 7.0
+    for state in (first, second):
+        with pytest.raises(RuntimeError, match=r"\(2\.weight: [1-5] turned bits were overwritten\)"):
+            state.restore()
+    assert model[2].weight.view(-1)[:5].abs().tolist() == [7.0] * 5
+
+
+def test_clean_takes_the_flips_of_every_open_state_out_of_a_checkpoint():
+    model = network()
+    clean = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second = states_turned_by(model, 0, 1)
+    cleaned = second.clean(model, first.clean(model, model.state_dict()))
+    assert all(torch.equal(cleaned[name], value) for name, value in clean.items())
+
+
+def test_weights_made_in_inference_mode_are_restored():
+    with torch.inference_mode():
+        model = BinaryLinear(8, 4, bias=False)
+        before = model.weight.clone()
+        with flipped(model, 0.5):
+            assert not torch.equal(model.weight, before)
+        assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("call", [4, 5, 6])
+def test_flipped_restores_all_when_its_own_restore_is_interrupted(monkeypatch, call):
+    """The interrupt comes at the first, second or third weight that is put back."""
+    model, calls = network(), []
+    before = all_bits(model)
+
+    def turn(values, indices):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        turn_signs(values, indices)
+
+    monkeypatch.setattr(injection, "turn_signs", turn)
+    with pytest.raises(KeyboardInterrupt), flipped(model, 0.5):
+        pass
+    assert equal(model, before)
+
+
+def test_second_derivatives_go_through_an_exact_flip():
+    """At rate 1 the gradient of a linear layer's weight is -x, and its derivative by x is -1."""
+    model, x = nn.Linear(4, 1, bias=False), torch.randn(1, 4, requires_grad=True)
+    with flipped(model, 1.0, weights=["weight"], gradient="exact"):
+        (gradient,) = torch.autograd.grad(model(x).sum(), model.weight, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.sum(), x)
+    assert torch.equal(gradient, -x)
+    assert second.tolist() == [[-1.0] * 4]

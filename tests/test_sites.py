@@ -130,3 +130,22 @@ def test_a_model_without_binarized_weights_is_an_error_that_says_what_to_do():
 def test_an_empty_selection_is_an_error():
     with pytest.raises(ValueError, match="Net has no binarized weights"):
         find_sites(Net(), [])
+
+
+def test_a_selection_is_in_module_order():
+    model = nn.Sequential(nn.Linear(2, 2), BinaryLinear(2, 2))
+    assert list(binarized_weights(model, ["1.weight", "0.weight"])) == ["0.weight", "1.weight"]
+
+
+def test_a_weight_tied_to_an_ordinary_layer_is_selected_once():
+    """Twice would turn its bits back."""
+    model = nn.Sequential(nn.Embedding(4, 8), BinaryLinear(8, 4, bias=False))
+    model[1].weight = model[0].weight
+    assert list(binarized_weights(model, ["0.weight", "1.weight"])) == ["1.weight"]
+
+
+@pytest.mark.parametrize("pattern", ["0", "1", "1.weight"])
+def test_every_name_of_a_tied_weight_selects_it(pattern):
+    model = nn.Sequential(BinaryLinear(4, 4), BinaryLinear(4, 4))
+    model[1].weight = model[0].weight
+    assert list(binarized_weights(model, [pattern])) == ["0.weight"]

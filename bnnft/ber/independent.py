@@ -30,7 +30,7 @@ class Independent:
     rate: float
 
     def __post_init__(self) -> None:
-        checked_rate(self.rate)
+        object.__setattr__(self, "rate", checked_rate(self.rate))
 
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the bits that read wrong in this draw."""
@@ -47,4 +47,4 @@ def as_error_model(value: float | ErrorModel) -> ErrorModel:
         >>> as_error_model(0.1)
         Independent(rate=0.1)
     """
-    return value if isinstance(value, ErrorModel) else Independent(value)
+    return value if isinstance(value, ErrorModel) and not isinstance(value, type) else Independent(value)  # type: ignore[arg-type]

@@ -58,6 +58,10 @@ class Key:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{field} must be an integer >= 0, got {value!r}")
+            if value > _MASK:
+                raise ValueError(f"{field} must be below 2^64, got {value!r}")
+        if len(self.purpose.encode()) > 8:
+            raise ValueError(f"purpose must have at most 8 ASCII letters, got {self.purpose!r}")
 
     def at(self, position: int, name: str = "") -> "Key":
         """Return the key of the weight at this position of the model."""
@@ -66,7 +70,7 @@ class Key:
     def stream(self) -> int:
         """Return the 64-bit start of the stream that belongs to this key."""
         word = 0
-        for part in (int.from_bytes(self.purpose.encode()[:8]), self.seed, self.draw, self.position):
+        for part in (int.from_bytes(self.purpose.encode()), self.seed, self.draw, self.position):
             word = _mix((word + _GAMMA + part) & _MASK)
         return word
 
@@ -78,11 +82,17 @@ def random_words(stream: int, start: int, count: int, device: torch.device | str
         >>> [int(word) & (2**64 - 1) for word in random_words(1234567, 0, 2)]  # as published for this seed
         [6457827717110365317, 3203168211198807973]
     """
-    words = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
-    words.mul_(_signed(_GAMMA)).add_(_signed(stream & _MASK))
+    words = torch.arange(1, count + 1, dtype=torch.int64, device=device).mul_(_signed(_GAMMA))
+    return _mixed(words, stream, start, torch.empty_like(words))
+
+
+def _mixed(counters: Tensor, stream: int, start: int, scratch: Tensor) -> Tensor:
+    """Turn ``gamma, 2 gamma, ...`` into the words of a stream from ``start`` on, in place."""
+    words = counters.add_(_signed((stream + start * _GAMMA) & _MASK))
     for shift, multiplier in ((30, _MULTIPLIERS[0]), (27, _MULTIPLIERS[1]), (31, None)):
         # >> on int64 repeats the sign; the mask makes it the logical shift that the generator wants
-        words.bitwise_xor_((words >> shift).bitwise_and_((1 << (64 - shift)) - 1))
+        torch.bitwise_right_shift(words, shift, out=scratch).bitwise_and_((1 << (64 - shift)) - 1)
+        words.bitwise_xor_(scratch)
         if multiplier is not None:
             words.mul_(_signed(multiplier))
     return words
@@ -96,9 +106,12 @@ def uniforms(stream: int, start: int, count: int, device: torch.device | str = "
         >>> bool(numbers.min() > 0), bool(numbers.max() <= 1)
         (True, True)
     """
-    words = random_words(stream, start, count, device)
-    words.bitwise_right_shift_(11).bitwise_and_((1 << 53) - 1).add_(1)
-    return words.to(torch.float64).mul_(2.0**-53)
+    return _fractions(random_words(stream, start, count, device)).to(torch.float64).mul_(2.0**-53)
+
+
+def _fractions(words: Tensor) -> Tensor:
+    """Turn words into the upper 53 bits plus 1, in place: multiples of 2^-53 without rounding."""
+    return words.bitwise_right_shift_(11).bitwise_and_((1 << 53) - 1).add_(1)
 
 
 def bernoulli_indices(size: int, rate: float, stream: int, device: torch.device | str = "cpu") -> Tensor:
@@ -121,13 +134,20 @@ def bernoulli_indices(size: int, rate: float, stream: int, device: torch.device 
         return torch.empty(0, dtype=torch.int64, device=device)
     expected = size * rate
     planned = math.ceil(expected + 6 * math.sqrt(expected)) + 16  # enough but for one draw in a billion
-    block = _BLOCK if torch.device(device).type == "cpu" else planned
-    scale, blocks, start, last = 1 / math.log1p(-rate), [], 0, -1
+    rounds = math.ceil(planned / _BLOCK) if torch.device(device).type == "cpu" else 1
+    block = math.ceil(planned / rounds)
+    counters = torch.arange(1, block + 1, dtype=torch.int64, device=device).mul_(_signed(_GAMMA))
+    words, scratch = torch.empty_like(counters), torch.empty_like(counters)
+    logs = torch.empty(block, dtype=torch.float64, device=device)
+    indices = torch.empty(rounds * block, dtype=torch.int64, device=device)
+    scale, drawn, last = 1 / math.log1p(-rate), 0, -1
     while last < size - 1:
-        count = min(block, planned - start) if start < planned else 64
-        gaps = uniforms(stream, start, count, device).log_().mul_(scale).clamp_(max=size).to(torch.int64).add_(1)
+        if drawn == len(indices):
+            indices = torch.cat([indices, torch.empty_like(words)])
+        gaps = indices[drawn : drawn + block]
+        logs.copy_(_fractions(_mixed(words.copy_(counters), stream, drawn, scratch)))
+        gaps.copy_(logs.mul_(2.0**-53).log_().mul_(scale).clamp_(max=size)).add_(1)
         gaps[0] += last
-        blocks.append(gaps.cumsum(0))
-        start, last = start + count, int(blocks[-1][-1])
-    indices = torch.cat(blocks)
-    return indices[: int(torch.searchsorted(indices, size))]
+        torch.cumsum(gaps, 0, out=gaps)
+        drawn, last = drawn + block, int(gaps[-1])
+    return indices[: int(torch.searchsorted(indices[:drawn], size))]

@@ -112,7 +112,7 @@ class BitFlipTraining(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep flips out of a checkpoint that somebody saves in the middle of a batch."""
         if self._turned is not None:
-            checkpoint["state_dict"] = self._turned.clean(checkpoint["state_dict"])
+            checkpoint["state_dict"] = self._turned.clean(pl_module, checkpoint["state_dict"])
 
     def _restore(self) -> None:
         if self._turned is not None:

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass, is_dataclass
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
@@ -193,3 +194,12 @@ def test_what_is_no_fraction_is_refused_by_name(value, error, build):
 def test_error_names_the_parameter_that_is_wrong():
     with pytest.raises(ValueError, match=r"rate_of_ones must be a fraction in \[0, 1\], got 2"):
         checked_rate(2, "rate_of_ones")
+
+
+def test_a_class_is_no_error_model():
+    with pytest.raises(TypeError, match="rate must be a fraction"):
+        as_error_model(Independent)
+
+
+def test_rates_of_any_number_type_become_floats():
+    assert type(Independent(np.float16(0.1)).rate) is float

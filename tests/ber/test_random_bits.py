@@ -209,3 +209,9 @@ def test_name_is_no_part_of_the_stream():
 def test_key_refuses_what_is_no_integer_of_at_least_zero(field, value):
     with pytest.raises(ValueError, match=f"{field} must be an integer >= 0, got {value!r}"):
         Key(**{field: value})
+
+
+@pytest.mark.parametrize("wrong", [{"seed": 2**64}, {"purpose": "evaluation"}])
+def test_key_refuses_what_would_share_a_stream(wrong):
+    with pytest.raises(ValueError, match=r"must be below 2\^64|must have at most 8"):
+        Key(**wrong)
