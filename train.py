@@ -2,6 +2,7 @@
 
 import atexit
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnnft.classifier import Classifier
 from bnnft.report import run_tables, write_result
+
+# lightning reads its own containers with a function that torch has renamed: nothing that a user could act on
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -55,7 +55,8 @@ def plot_histogram(
         ax.axvline(value, color=f"C{number + 1}", linestyle="--", label=f"{name} {value:.3g}")
     ax.set_xlabel(xlabel)
     ax.set_ylabel("share of values")
-    ax.legend(frameon=False)
+    if marks:
+        ax.legend(frameon=False)
     return figure, ax
 
 

@@ -10,8 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     {"nn", "ber", "plots"},
-    {"sites", "probes", "model"},
-    {"injection", "metrics"},
+    {"sites", "model"},
+    {"chains", "injection"},
+    {"probes"},
+    {"metrics"},
     {"evaluation"},
     {"classifier", "dataset"},
     {"callbacks"},
@@ -50,8 +52,7 @@ def test_a_room_imports_only_rooms_to_its_left(path):
         top, _, rest = name.partition(".")
         if top == "bnnft" and rest:
             other = rest.split(".")[0]
-            # sites find their place between the rooms of the second rank: probes need them
-            assert RANK[other] < RANK[room(path)] or other == room(path) or (other, room(path)) == ("sites", "probes")
+            assert RANK[other] < RANK[room(path)] or other == room(path)
         assert room(path) in ALLOWED.get(top, {room(path)}), f"{path} imports {name}"
 
 

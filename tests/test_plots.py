@@ -80,7 +80,6 @@ def test_histogram_of_nothing_is_flat():
     assert axes.patches[0].get_data()[0].tolist() == [0, 0]
 
 
-@pytest.mark.xfail(strict=True, raises=UserWarning, reason="matplotlib warns of a legend without entries")
 @pytest.mark.filterwarnings("error")
 def test_histogram_without_marks_has_no_legend():
     _, axes = plot_histogram([1, 3], [0.0, 1.0, 2.0], "margin", {})

@@ -16,8 +16,9 @@ from torchmetrics import Metric, MetricCollection
 
 from bnnft.callbacks.rich_logging import log_histograms
 from bnnft.callbacks.training_loss import training_loss
+from bnnft.chains import Chain, Observation, Trace
 from bnnft.metrics import ClassMargin, Histogram, ImportanceVariance, Margin, neuron_importance
-from bnnft.probes import Chain, Observation, Trace, thresholds, watch
+from bnnft.probes import thresholds, watch
 from bnnft.sites import Site, find_sites
 
 
@@ -253,8 +254,10 @@ class ToleranceMetrics(Callback):
         names = short_names(list(self._collections))
         for layer, collection in self._collections.items():
             for key, value in collection.compute().items():
-                into: dict[str, Any] = histograms if isinstance(value, Histogram) else numbers
-                into[f"{stage}/{key}/{names[layer]}"] = value
+                if isinstance(value, Histogram):
+                    histograms[f"{stage}/{key}/{names[layer]}"] = value
+                elif not isinstance(value, Tensor) or value.numel() == 1:
+                    numbers[f"{stage}/{key}/{names[layer]}"] = value
             collection.reset()
         pl_module.log_dict(numbers)
         if trainer.is_global_zero:

@@ -33,16 +33,18 @@ class Histogram(NamedTuple):
         return Histogram(padded[: groups * group].view(groups, group).sum(1), edges)
 
     def quantile(self, level: float) -> Tensor:
-        """Return the value below which this share of the counted values lies, linear within a bin.
+        """Return the value below which this share of the counted values lies, linear within a bin; NaN without counts.
 
         Example:
             >>> import torch
             >>> Histogram(torch.tensor([1, 3]), torch.tensor([0.0, 1.0, 2.0])).quantile(0.5)
             tensor(1.3333)
         """
+        if not bool(self.counts.any()):
+            return self.edges.new_tensor(torch.nan)
         cumulative = self.counts.cumsum(0).to(self.edges)
-        target = level * cumulative[-1]
+        target = (level * cumulative[-1]).clamp(min=torch.finfo(cumulative.dtype).tiny)  # in a filled bin
         place = int((cumulative < target).sum().clamp(max=len(self.counts) - 1))
         below = cumulative[place] - self.counts[place]
-        part = (target - below) / self.counts[place]  # NaN without counts: there is no quantile then
+        part = (target - below) / self.counts[place]
         return self.edges[place] + part * (self.edges[place + 1] - self.edges[place])

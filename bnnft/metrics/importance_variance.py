@@ -1,15 +1,15 @@
 """The importance of neurons for the loss, and how unequal it is."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from bnnft.chains import Chain
 from bnnft.plots import Plot, plot_sorted
-from bnnft.probes import Chain, watch
+from bnnft.probes import selects, watch
 
 Estimator = Literal["gradient", "flip", "ablation"]
 
@@ -45,7 +45,7 @@ def neuron_importance(
 
     Args:
         model: in eval mode, without flips.
-        chains: layer to chain, with neuron outputs (see :mod:`bnnft.probes`).
+        chains: layer to chain, with neuron outputs (see :mod:`bnnft.chains`).
         loss: runs the model on a batch and returns its loss: one value a sample, or, for ``"gradient"`` only, the
             mean over the batch.
         estimator: ``"gradient"``, ``|sum over positions of 2 a dL/da|``, the first-order effect of turning the bit:
@@ -62,12 +62,12 @@ def neuron_importance(
 
     Example:
         >>> import torch
-        >>> from bnnft.nn import BinaryActivation
-        >>> model = torch.nn.Sequential(BinaryActivation(), torch.nn.Linear(2, 1, bias=False))
-        >>> _ = torch.nn.init.constant_(model[1].weight, 0.5)
-        >>> loss = lambda: model(torch.tensor([[1.0, -1.0]])).squeeze(1)
-        >>> chains = {"layer": Chain("layer", activation="0")}
-        >>> [neuron_importance(model, chains, loss, way)["layer"] for way in ("gradient", "flip", "ablation")]
+        >>> from bnnft.nn import BinaryActivation, BinaryLinear
+        >>> model = torch.nn.Sequential(BinaryLinear(1, 2), BinaryActivation(), torch.nn.Linear(2, 1, bias=False))
+        >>> _ = torch.nn.init.constant_(model[2].weight, 0.5)
+        >>> loss = lambda: model(torch.ones(1, 1)).squeeze(1)
+        >>> chains = {"0": Chain("0", activation="1")}
+        >>> [neuron_importance(model, chains, loss, way)["0"] for way in ("gradient", "flip", "ablation")]
         [tensor([[1., 1.]]), tensor([[1., 1.]]), tensor([[0.5000, 0.5000]])]
     """
     if estimator not in get_args(Estimator):
@@ -82,18 +82,19 @@ def neuron_importance(
 def _by_gradient(model: nn.Module, chains: Mapping[str, Chain], loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     with watch(model, list(chains.values()), graph=True) as seen:
         value = loss()
-    outputs = [seen[layer].outputs[0] for layer in chains]
+    outputs = [output for layer in chains for output in seen[layer].outputs]
     samples = len(outputs[0])
     if value.dim() == 0:
         value = value * samples
     elif value.shape != (samples,):
         raise ValueError(f"loss must return one value or one a sample ({samples}), got shape {tuple(value.shape)}")
-    gradients = torch.autograd.grad(value.sum(), outputs, materialize_grads=True)
-    effects = [2 * output.detach() * gradient for output, gradient in zip(outputs, gradients, strict=True)]
-    return {
-        layer: effect.flatten(2).sum(2).abs() if effect.dim() > 2 else effect.abs()
-        for layer, effect in zip(chains, effects, strict=True)
-    }
+    gradients = iter(torch.autograd.grad(value.sum(), outputs, materialize_grads=True))
+    importance = {}
+    for layer in chains:
+        effects = [2 * output.detach() * next(gradients) for output in seen[layer].outputs]
+        of_neurons = [effect.reshape(*effect.shape[:2], -1).sum(2) for effect in effects]
+        importance[layer] = torch.stack(of_neurons).sum(0).abs()
+    return importance
 
 
 @torch.no_grad()
@@ -107,22 +108,23 @@ def _by_change(model: nn.Module, chain: Chain, loss: Callable[[], Tensor], facto
             f"got shape {tuple(clean.shape)}: give loss=... that does"
         )
     assert chain.activation is not None
-    activation, calls = model.get_submodule(chain.activation), [0]
-    changes = []
+    activation, changes = model.get_submodule(chain.activation), []
     for neuron in range(neurons):
+        chosen = selects(chain.activation_calls)
 
-        def change(module: nn.Module, args: Any, output: Tensor, neuron: int = neuron) -> Tensor | None:
-            calls[0] += 1
-            if (calls[0] - 1) % chain.calls != chain.call:
-                return None
-            output = output.clone()
-            output[:, neuron] *= factor
+        def change(
+            module: nn.Module, args: Any, output: Tensor, neuron: int = neuron, chosen: Iterator[bool] = chosen
+        ) -> Tensor:
+            if next(chosen):
+                output = output.clone()
+                output[:, neuron] *= factor
             return output
 
-        calls[0] = 0
-        with ExitStack() as stack:
-            stack.callback(activation.register_forward_hook(change).remove)
+        handle = activation.register_forward_hook(change)
+        try:
             changes.append((loss() - clean).abs())
+        finally:
+            handle.remove()
     return torch.stack(changes, dim=1)
 
 
@@ -136,7 +138,7 @@ class ImportanceVariance(Metric):
         kwargs: of :class:`torchmetrics.Metric`.
 
     ``update`` takes ``importance`` of shape (N, neurons); ``compute`` returns the dict of
-    :func:`importance_variance`.
+    :func:`importance_variance` and ``neuron_importance``, one value a neuron.
 
     Source: arXiv 2102.01344 (inter-neuron-level metric).
 
@@ -168,17 +170,14 @@ class ImportanceVariance(Metric):
         self.total = self.total + importance.detach().float().sum(0)
         self.count += len(importance)
 
-    def importance(self) -> Tensor:
-        """Return the mean importance of each neuron."""
-        return self.total / self.count
-
     def compute(self) -> dict[str, Tensor]:
-        """Return the statistics over the layer's neurons."""
-        return importance_variance(self.importance())
+        """Return the statistics over the layer's neurons, and the importance of each."""
+        importance = self.total / self.count
+        return {**importance_variance(importance), "neuron_importance": importance}
 
-    def plot(self, val: Any = None, ax: Any = None) -> Plot:
-        """Draw the neurons' importances (or ``val``, one a neuron) in descending order; returns (figure, axes)."""
-        values = self.importance() if val is None else val
-        cv = float(importance_variance(values)["importance_cv"])
+    def plot(self, val: dict[str, Tensor] | None = None, ax: Any = None) -> Plot:
+        """Draw the neurons' importances in descending order; returns (figure, axes)."""
+        result = self.compute() if val is None else val
+        values, cv = result["neuron_importance"], float(result["importance_cv"])
         title = f"coefficient of variation {cv:.3f}"
         return plot_sorted(values.tolist(), "neuron, most important first", "importance", title, ax)

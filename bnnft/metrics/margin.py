@@ -111,7 +111,7 @@ class Margin(MomentsMetric):
             "margin_std": std,
             "margin_normalized": mean / root,
             "margin_below_2": self.below_2 / count,
-            **{f"margin_q{round(100 * level):02d}": histogram.quantile(level) for level in self.quantiles},
+            **{f"margin_q{_percent(level)}": histogram.quantile(level) for level in self.quantiles},
             "margin_dead": self.dead / (self.dead + count),
             "margin_histogram": histogram,
         }
@@ -127,3 +127,8 @@ class Margin(MomentsMetric):
             {"mean": float(result["margin"]), "one flip": 2.0},
             ax,
         )
+
+
+def _percent(level: float) -> str:
+    """Name a quantile: 05 for 0.05, 0p1 for 0.001."""
+    return f"{100 * level:g}".zfill(2).replace(".", "p")

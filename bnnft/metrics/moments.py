@@ -21,10 +21,10 @@ class MomentsMetric(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # without a reduction torchmetrics stacks the states of all processes; _moments merges the stack
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx=None)
-        self.add_state("mean", torch.zeros(()), dist_reduce_fx=None)
-        self.add_state("m2", torch.zeros(()), dist_reduce_fx=None)
+        # torchmetrics puts the states of all processes side by side; _moments merges them
+        self.add_state("count", torch.zeros(1, dtype=torch.int64), dist_reduce_fx="cat")
+        self.add_state("mean", torch.zeros(1), dist_reduce_fx="cat")
+        self.add_state("m2", torch.zeros(1), dist_reduce_fx="cat")
 
     def _add(self, values: Tensor) -> None:
         """Take in all values of a tensor."""
@@ -32,7 +32,8 @@ class MomentsMetric(Metric):
             mean = values.mean()
             more = (torch.tensor(values.numel(), device=values.device), mean, (values - mean).square().sum())
             states = zip(self._moments(), more, strict=True)
-            self.count, self.mean, self.m2 = _merged(*(torch.stack([a, b.to(a)]) for a, b in states))
+            merged = _merged(*(torch.stack([a, b.to(a)]) for a, b in states))
+            self.count, self.mean, self.m2 = (state.reshape(1) for state in merged)
 
     def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return count, mean and M2 of everything taken in, merged over processes."""

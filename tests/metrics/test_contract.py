@@ -71,17 +71,8 @@ def filled_with(kind, batch):
     return metric
 
 
-three_states = pytest.mark.xfail(strict=True, reason="a merged state cannot be merged again", raises=RuntimeError)
-
-
-@pytest.mark.parametrize(
-    ("kind", "split"),
-    [
-        *[(kind, split) for kind in METRICS for split in ([12], [5, 7], [1, 11])],
-        (ImportanceVariance, [3, 1, 6, 2]),
-        *[pytest.param(kind, [3, 1, 6, 2], marks=three_states) for kind in (Margin, ClassMargin)],
-    ],
-)
+@every_metric
+@pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_merged_states_give_the_same(kind, split):
     assert_same(merged(kind, split).compute(), filled(kind).compute())
 
@@ -96,10 +87,7 @@ def test_merged_metric_takes_in_more(kind):
     assert_same(metric.compute(), expected.compute())
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(Margin, marks=three_states), pytest.param(ClassMargin, marks=three_states), ImportanceVariance],
-)
+@every_metric
 def test_forward_returns_the_batch_and_takes_it_in(kind):
     metric = kind()
     for batch in batches(kind, [3, 1, 6, 2]):
@@ -242,21 +230,13 @@ def test_plot_shows_histogram_and_mean(kind, name):
 
 
 def test_plot_shows_importances_in_order():
-    _, axes = filled(ImportanceVariance).plot()
-    importances = filled(ImportanceVariance).importance()
-    assert axes.lines[0].get_ydata().tolist() == pytest.approx(sorted(importances.tolist(), reverse=True))
-    _, axes = ImportanceVariance().plot(importances)
-    assert axes.lines[0].get_ydata().tolist() == pytest.approx(sorted(importances.tolist(), reverse=True))
+    result = filled(ImportanceVariance).compute()
+    _, axes = ImportanceVariance().plot(result)
+    expected = sorted(result["neuron_importance"].tolist(), reverse=True)
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        Margin,
-        ClassMargin,
-        pytest.param(ImportanceVariance, marks=pytest.mark.xfail(strict=True, reason="no values in it")),
-    ],
-)
+@every_metric
 def test_plot_takes_what_compute_returned(kind):
     metric = filled(kind)
     assert metric.plot(metric.compute())[1].get_xlabel()
