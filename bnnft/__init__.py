@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from bnnft.evaluation import BERCurve, accuracy_over_ber
 from bnnft.injection import flipped
-from bnnft.sites import binarized_weights
+from bnnft.sites import binarized_weights, find_binarized_weights
 
 __version__ = version("bnnft")
-__all__ = ["BERCurve", "accuracy_over_ber", "binarized_weights", "flipped"]
+__all__ = ["BERCurve", "accuracy_over_ber", "binarized_weights", "find_binarized_weights", "flipped"]

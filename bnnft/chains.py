@@ -6,17 +6,14 @@ layer's output is followed to the first tensor of two values.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from bnnft.sites import Site
+from bnnft.tracking import Tracking, tensors
 
 _ADDING = {"add", "iadd", "radd", "sub", "isub", "rsub", "addcmul", "addcdiv"}
 _SHAPING = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"}
@@ -111,51 +108,36 @@ class _Run(NamedTuple):
         return self.norm.module if self.norm else None, self.activation.module if self.activation else None
 
 
-def _tensors(tree: Any) -> tuple[Tensor, ...]:
-    return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-
-
-class Trace(TorchFunctionMode):
+class Trace(Tracking):
     """Records which operation made which value from which, while active; changes nothing of the run.
 
     A value is what a tensor held between two writes. The trace keeps a reference to every intermediate result, so use
     it for one batch and drop it.
+
+    Args:
+        model: the module that is to run.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._model = model
-        self._within: list[tuple[str, tuple[int, ...], int]] = []  # module, its inputs, nodes before it
+        super().__init__(model)
+        self._starts: list[tuple[tuple[int, ...], int]] = []  # of each running module: its inputs, nodes before it
         self._values: list[Tensor] = []
         self._current: dict[int, int] = {}  # identity of a tensor to the value it holds
         self._nodes: list[_Node] = []
         self._calls: list[_Call] = []
         self._runs: dict[str, int] = {}
-        self._hooks = ExitStack()
 
-    def __enter__(self) -> "Trace":
-        for name, module in self._model.named_modules():
-            enter, leave = partial(self._enter_module, name), partial(self._leave_module, name)
-            self._hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            self._hooks.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
-        self._hooks.enter_context(torch.compiler.set_stance("force_eager"))
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        self._hooks.close()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, inputs = getattr(func, "__name__", ""), _tensors((args, kwargs))
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run and record one operation."""
+        name, inputs = getattr(func, "__name__", ""), tensors((args, kwargs))
         numbers = tuple(map(self._number, inputs))
         versions = [None if tensor.is_inference() else tensor._version for tensor in inputs]
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         for tensor, version in zip(inputs, versions, strict=True):
             in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
-            if in_place and tensor is inputs[0] if version is None else tensor._version != version:
+            if (in_place and tensor is inputs[0]) if version is None else tensor._version != version:
                 self._current.pop(id(tensor), None)  # it holds a new value now
-        self._record(name.strip("_"), numbers, tuple(map(self._number, _tensors(result))))
+        self._record(name.strip("_"), numbers, tuple(map(self._number, tensors(result))))
         return result
 
     def _number(self, tensor: Tensor) -> int:
@@ -167,22 +149,23 @@ class Trace(TorchFunctionMode):
     def _record(self, operation: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
         made = tuple(value for value in outputs if value not in inputs)
         if inputs and made:
-            self._nodes.append(_Node(operation, self._within[-1][0] if self._within else "", inputs, made))
+            self._nodes.append(_Node(operation, self.within[-1] if self.within else "", inputs, made))
 
-    def _enter_module(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._within.append((name, tuple(map(self._number, _tensors((args, kwargs)))), len(self._nodes)))
+    def entered(self, name: str, inputs: tuple[Tensor, ...]) -> None:
+        """Take note of what a module is given."""
+        self._starts.append((tuple(map(self._number, inputs)), len(self._nodes)))
 
-    def _leave_module(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        _, inputs, before = self._within[-1]
-        outputs = tuple(map(self._number, _tensors(output)))
-        reached = set(inputs)
+    def left(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+        """Take note of what a module returns."""
+        given, before = self._starts.pop()
+        made = tuple(map(self._number, outputs))
+        reached = set(given)
         for node in self._nodes[before:]:
             if not reached.isdisjoint(node.inputs):
                 reached.update(node.outputs)
-        if reached.isdisjoint(outputs):  # made by what is no torch function: an autograd.Function, say
-            self._record(type(module).__name__, inputs, outputs)
-        self._within.pop()
-        self._calls.append(_Call(name, self._runs.get(name, 0), outputs))
+        if reached.isdisjoint(made):  # by what is no torch function: an autograd.Function, say
+            self._record(type(module).__name__, given, made)
+        self._calls.append(_Call(name, self._runs.get(name, 0), made))
         self._runs[name] = self._runs.get(name, 0) + 1
 
     def chains(self, sites: Sequence[Site]) -> dict[str, tuple[Chain, Observation]]:
@@ -204,7 +187,7 @@ class Trace(TorchFunctionMode):
     def _follow(self, start: int, consumers: Mapping[int, list[_Node]]) -> _Path:
         """Walk from a layer's output to the first tensor of two values, breadth first."""
         ways: dict[int, tuple[_Node, ...]] = {start: ()}
-        reached, last = [start], True
+        reached, last, end = [start], True, None
         while reached:
             value = reached.pop(0)
             for node in consumers.get(value, ()):
@@ -212,13 +195,15 @@ class Trace(TorchFunctionMode):
                     last = False
                     continue
                 for output in node.outputs:
-                    if output in ways:
-                        continue
-                    ways[output] = (*ways[value], node)
-                    if self._binary(output, symmetric=True):
-                        return _Path(start, ways[output], output)
-                    reached.append(output)
-        return _Path(start, last=last)
+                    if output not in ways:
+                        ways[output] = (*ways[value], node)
+                        reached.append(output)
+                        if end is None and self._binary(output, symmetric=True):
+                            end = output
+        # class scores can be of one size by themselves, two of them with opposite signs, say
+        if end is None or (last and self._binary(start, symmetric=True)):
+            return _Path(start, last=last)
+        return _Path(start, ways[end], end)
 
     def _binary(self, value: int, symmetric: bool = False) -> bool:
         """Tell whether a value holds two numbers only, if asked of equal size, for every sample and neuron."""

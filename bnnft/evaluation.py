@@ -1,8 +1,10 @@
 """Accuracy over bit error rate, measured: fault maps at several rates, in one pass over the data."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +14,9 @@ from torch.utils._pytree import tree_map_only
 
 from bnnft.ber import ErrorModel, Independent, Key
 from bnnft.injection import TurnedBits, draw_flips
+from bnnft.operands import OperandWatch
 from bnnft.plots import Plot, plot_curve
-from bnnft.sites import Site, find_sites
+from bnnft.sites import Site, binarized_weights, no_sites, watched_sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +124,14 @@ class AccuracyMeter:
         models: one error model for each point of the curve.
         maps: fault maps at each point, >= 1.
         seed: of the maps; map ``m`` is ``draw=m`` of :func:`bnnft.flipped`.
+        model: that the sites belong to.
     """
 
-    def __init__(self, sites: Sequence[Site], models: Sequence[ErrorModel], maps: int, seed: int) -> None:
+    def __init__(
+        self, sites: Sequence[Site], models: Sequence[ErrorModel], maps: int, seed: int, model: nn.Module
+    ) -> None:
         checked_maps(maps)
-        self.sites = sites
+        self.sites, self.model = sites, model
         self.flips = [[draw_flips(sites, model, Key(seed, draw)) for draw in range(maps)] for model in models]
         device = sites[0].weight.device
         self.right = torch.zeros(len(models), maps, dtype=torch.int64, device=device)
@@ -147,22 +153,34 @@ class AccuracyMeter:
                 if all(indices.numel() == 0 for indices in flips.values()):
                     self.right[point, number] += clean
                     continue
-                turned = TurnedBits(self.sites, flips)
+                turned = TurnedBits(self.sites, flips, model=self.model)
                 try:
                     self.right[point, number] += correct().sum()
                 finally:
                     turned.restore()
 
     def curve(self, rates: Sequence[float], axis: str = "rate") -> BERCurve:
-        """Return the accuracies of everything counted so far.
-
-        Raises:
-            ValueError: nothing was counted.
-        """
-        if not self.total:
-            raise ValueError("accuracy over BER needs data, but the dataloader yielded no batch")
+        """Return the accuracies of everything counted so far."""
         accuracy = self.right.cpu().to(torch.float64) / int(self.total)
         return BERCurve(tuple(map(float, rates)), accuracy, int(self.clean_right) / int(self.total), axis)
+
+
+def evaluation_sites(model: nn.Module, weights: Sequence[str] | None, forward: Callable[[], Any]) -> list[Site]:
+    """Return the binarized weights of a model; where no layer is known, by watching one forward.
+
+    Weights that were found by watching get their flips in the operand: that is exact whatever the layer does.
+
+    Raises:
+        ValueError: there are none.
+    """
+    binarized_weights(model, weights)  # raises for a pattern that matches nothing
+    watch = OperandWatch(model)
+    with watch:
+        forward()
+    sites = watched_sites(model, watch, weights)
+    if not sites:
+        raise no_sites(model)
+    return [site._replace(in_operand=site.operand is not None) for site in sites]
 
 
 def checked_maps(maps: int) -> None:
@@ -176,6 +194,17 @@ def classified_correctly(model: nn.Module, batch: Any) -> Tensor:
     inputs, targets = batch
     right: Tensor = model(inputs).argmax(1) == targets
     return right
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def accuracy_over_ber(
@@ -193,8 +222,8 @@ def accuracy_over_ber(
     """Measure a classifier's accuracy over bit error rates, in eval mode and one pass over the data.
 
     Args:
-        model: any module with binarized weights.
-        dataloader: yields batches ``(inputs, targets)``; tensors are moved to the device of the weights.
+        model: any module with binarized weights, of known layers or not (those are found in the first batch).
+        dataloader: yields batches ``(inputs, targets)``, which are moved to the device of the weights.
         rates: strictly ascending bit error rates in [0, 1].
         maps: fault maps at each rate, >= 1. A map is shared by all samples, as in a memory.
         seed: of the fault maps, >= 0.
@@ -210,28 +239,26 @@ def accuracy_over_ber(
         TypeError, ValueError: an argument is out of range, or the model has no such weights.
 
     Example:
-        >>> import torch
         >>> from bnnft.nn import BinaryLinear
-        >>> x = torch.randn(256, 64).sign()
-        >>> model = BinaryLinear(64, 4, bias=False)
+        >>> model, x = BinaryLinear(64, 4, bias=False), torch.randn(256, 64).sign()
         >>> data = [(x, model(x).argmax(1))]
         >>> curve = accuracy_over_ber(model, data, rates=[0, 0.5], maps=3)
         >>> curve.mean[0], curve.mean[1] < 0.5
         (1.0, True)
     """
     models = error_models(rates, error_model, axis)
-    sites = find_sites(model, weights)
-    device = sites[0].weight.device
-    meter = AccuracyMeter(sites, models, maps, seed)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        # a loader draws from torch's generator when its iteration starts
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            for batch in dataloader:
-                moved = tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
-                meter.update(lambda moved=moved: correct(model, moved))  # type: ignore[misc]
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    checked_maps(maps)
+    Key(seed), binarized_weights(model, weights)  # raise before the data are read
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    meter: AccuracyMeter | None = None
+    # a loader draws from torch's generator when its iteration starts
+    with _in_eval_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for batch in dataloader:
+            moved = tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
+            run = partial(correct, model, moved)
+            if meter is None:
+                meter = AccuracyMeter(evaluation_sites(model, weights, run), models, maps, seed, model)
+            meter.update(run)
+    if meter is None:
+        raise ValueError("accuracy over BER needs data, but the dataloader yielded no batch")
     return meter.curve(rates, axis)

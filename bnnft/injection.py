@@ -4,7 +4,7 @@ The stored bit is the sign bit of the latent weight. Turning it is one exclusive
 at the drawn positions only; turning it again restores every float, zeros and NaN included.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, Literal, get_args
@@ -12,106 +12,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
 
 from bnnft.ber import ErrorModel, Key, as_error_model
+from bnnft.operand_flips import OperandFlips
 from bnnft.sites import Site, find_sites
+from bnnft.turning import TurnedWeight, turn_signs
 
 Gradient = Literal["straight_through", "exact"]
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _memory(weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weight's memory as one row of integers, and where in it the flat indices lie."""
-    memory, places = weight.detach(), indices  # not .data: autograd must see that the weight was written
-    if memory.is_contiguous():
-        memory = memory.view(-1)
-    else:
-        places, rest, extent = torch.zeros_like(indices), indices, 1
-        for size, stride in zip(reversed(memory.shape), reversed(memory.stride()), strict=True):
-            places += rest.remainder(size) * stride
-            rest, extent = rest.div(size, rounding_mode="floor"), extent + (size - 1) * stride
-        memory = memory.as_strided((extent,), (1,))
-    return memory.view(_INTEGERS[memory.element_size()]), places
-
-
-def turn_signs(values: Tensor, indices: Tensor) -> None:
-    """Turn the sign bits of a float tensor in place, at distinct flat indices; twice is the identity.
-
-    Works on every float type and memory layout, without a copy of the tensor.
-
-    Example:
-        >>> import torch
-        >>> values = torch.tensor([1.0, -0.0, 3.0])
-        >>> turn_signs(values, torch.tensor([0, 1]))
-        >>> values
-        tensor([-1., 0., 3.])
-    """
-    memory, places = _memory(values, indices)
-    # Adding the sign bit to an integer turns this bit and no other (the carry falls off): an exclusive or that
-    # reads and writes in one pass.
-    sign_bit = torch.tensor(torch.iinfo(memory.dtype).min, dtype=memory.dtype, device=memory.device)
-    memory.index_add_(0, places, sign_bit.expand(places.shape))
-
-
-def _signs(values: Tensor, indices: Tensor) -> Tensor:
-    memory, places = _memory(values, indices)
-    return memory.index_select(0, places) < 0
-
-
-# the turned states of each weight that are open now: more than one where flips are nested or come from two callbacks
-_open: MutableMapping[Tensor, list["_TurnedWeight"]] = WeakIdKeyDictionary()
-
-
-class _TurnedWeight:
-    """One weight in its turned state, with what is needed to tell whether somebody else wrote to it since."""
-
-    def __init__(self, site: Site, indices: Tensor) -> None:
-        self.site, self.indices = site, indices
-        self.address = site.weight.data_ptr()
-        self.signs = ~_signs(site.weight, indices)  # as they are while turned
-        self.version: int | None = None  # known once the bits are turned for certain
-        _open.setdefault(site.weight, []).append(self)
-
-    def turn(self) -> None:
-        self._write(self.indices)
-        self.version = _version(self.site.weight)
-
-    def turn_back(self) -> str | None:
-        """Restore the weight and return what was wrong with it, if anything."""
-        weight, indices, interrupted = self.site.weight, self.indices, self.version is None
-        if weight.data_ptr() != self.address:
-            self._close()
-            return f"{self.site.name}: its memory was replaced"
-        if _version(weight) != self.version:  # written by others, or an interrupt left unsaid whether by us
-            standing = _signs(weight, indices) == self.signs
-            indices = indices if bool(standing.all()) else indices[standing]
-        self.version = None
-        self._write(indices)
-        self._close()
-        overwritten = 0 if interrupted else self.indices.numel() - indices.numel()
-        return f"{self.site.name}: {overwritten} turned bits were overwritten" if overwritten else None
-
-    def _write(self, indices: Tensor) -> None:
-        """Turn signs, and let the other turned states of this weight know that it was us."""
-        before = _version(self.site.weight)
-        turn_signs(self.site.weight, indices)
-        for other in _open.get(self.site.weight, ()):
-            if other is not self:
-                other.signs ^= torch.isin(other.indices, indices, assume_unique=True)
-                if other.version == before:
-                    other.version = _version(self.site.weight)
-
-    def _close(self) -> None:
-        states = _open.get(self.site.weight, [])
-        if self in states:
-            states.remove(self)
-
-
-def _version(weight: Tensor) -> int:
-    """Return a number that moves with every write; weights made in inference mode have none."""
-    return -1 if weight.is_inference() else weight._version
 
 
 class TurnedBits:
@@ -123,16 +30,28 @@ class TurnedBits:
         sites: the weights, from :func:`bnnft.sites.find_sites`.
         flips: for each site's name the flat indices to turn, from :func:`draw_flips`.
         gradient: see :func:`flipped`.
+        model: that the sites belong to, for those that are turned in the operand.
     """
 
     def __init__(
-        self, sites: Sequence[Site], flips: Mapping[str, Tensor], gradient: Gradient = "straight_through"
+        self,
+        sites: Sequence[Site],
+        flips: Mapping[str, Tensor],
+        gradient: Gradient = "straight_through",
+        model: nn.Module | None = None,
     ) -> None:
-        self._weights: list[_TurnedWeight] = []
+        self._operands: OperandFlips | None = None
+        self._weights: list[TurnedWeight] = []
         self._hooks: list[RemovableHandle] = []
         try:
+            places = [site.operand for site in sites if site.in_operand and site.operand is not None]
+            if places and model is not None:
+                self._operands = OperandFlips(model, places, flips, exact=gradient == "exact")
+                self._operands.__enter__()
             for site in sites:
-                self._weights.append(_TurnedWeight(site, flips[site.name]))
+                if site.in_operand:
+                    continue
+                self._weights.append(TurnedWeight(site, flips[site.name]))
                 self._weights[-1].turn()
                 if gradient == "exact" and site.weight.requires_grad:
                     hook: RemovableHandle = site.weight.register_hook(_turn_gradient(flips[site.name]))  # type: ignore[no-untyped-call]
@@ -143,12 +62,12 @@ class TurnedBits:
 
     def clean(self, model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
         """Return a state dict of the model in which the turned weights are clean copies."""
-        turned = {id(weight.site.weight): weight.indices for weight in self._weights}
+        turned = {id(weight.site.weight): weight for weight in self._weights}
         cleaned = copy(state)  # shallow; unlike dict() it keeps the modules' versions
         for name, weight in model.named_parameters(remove_duplicate=False):
             if id(weight) in turned and name in cleaned:
                 cleaned[name] = cleaned[name].clone()
-                turn_signs(cleaned[name], turned[id(weight)])
+                turned[id(weight)].clean(cleaned[name])
         return cleaned
 
     def restore(self) -> None:
@@ -170,6 +89,9 @@ class TurnedBits:
             )
 
     def _turn_back(self) -> list[str]:
+        if self._operands is not None:
+            self._operands.__exit__(None, None, None)
+            self._operands = None
         while self._hooks:
             self._hooks.pop().remove()
         faults = []

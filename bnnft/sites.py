@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bnnft.nn import BinaryConv2d, BinaryLinear
+from bnnft.operands import Operand, OperandWatch
 
 
 class Site(NamedTuple):
@@ -17,16 +19,33 @@ class Site(NamedTuple):
         weight: the latent weight.
         position: its place among all parameters of the model; part of the key of its random bits, so that a
             weight gets the same flips whichever others are selected with it.
+        operand: where the model computes with it, for weights that were found by watching.
+        in_operand: turn the bits there, and not in the latent weight.
     """
 
     name: str
     weight: nn.Parameter
     position: int
+    operand: Operand | None = None
+    in_operand: bool = False
 
     @property
     def layer(self) -> str:
-        """The qualified name of the module that holds the weight."""
-        return self.name.rpartition(".")[0]
+        """The qualified name of the module that computes with the weight."""
+        return self.name.rpartition(".")[0] if self.operand is None else self.operand.module
+
+    @property
+    def fan_in(self) -> int:
+        """Number of weights of one output neuron."""
+        return self.weight.numel() // len(self.weight) if self.operand is None else self.operand.fan_in
+
+    @property
+    def zero(self) -> int | None:
+        """The sign that the layer makes of a latent of exactly 0; ``None`` where its sign bit is the bit."""
+        if self.operand is None:
+            return None
+        zeros = self.operand.signs[self.weight.detach().reshape(-1) == 0]
+        return int(zeros[0]) if len(zeros) else 1
 
 
 def _own_layers(module: nn.Module) -> Iterable[str]:
@@ -96,17 +115,86 @@ def _matches(model: nn.Module, pattern: str) -> set[int]:
     return found
 
 
+def known_sites(model: nn.Module, weights: Sequence[str] | None = None) -> list[Site]:
+    """Return the sites of :func:`binarized_weights`, none if there are none."""
+    found = binarized_weights(model, weights)
+    positions = {id(weight): position for position, weight in enumerate(model.parameters())}
+    return [Site(name, weight, positions[id(weight)]) for name, weight in found.items()]
+
+
 def find_sites(model: nn.Module, weights: Sequence[str] | None = None) -> list[Site]:
     """Return the binarized weights of a model with their positions; arguments as of :func:`binarized_weights`.
 
     Raises:
         ValueError: there is none.
     """
-    found = binarized_weights(model, weights)
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no binarized weights: none of its layers is known to be binarized. "
-            "Use the layers of bnnft.nn, or name the latent weights with weights=['layer.weight', ...]"
-        )
-    positions = {id(weight): position for position, weight in enumerate(model.parameters())}
-    return [Site(name, weight, positions[id(weight)]) for name, weight in found.items()]
+    sites = known_sites(model, weights)
+    if not sites:
+        raise no_sites(model)
+    return sites
+
+
+def no_sites(model: nn.Module) -> ValueError:
+    """Return the error that a model has no binarized weights."""
+    return ValueError(
+        f"{type(model).__name__} has no binarized weights: none of its layers is known to be binarized. "
+        "Use the layers of bnnft.nn, or name the latent weights with weights=['layer.weight', ...]"
+    )
+
+
+def watched_sites(
+    model: nn.Module, watch: OperandWatch, weights: Sequence[str] | None = None, biases: bool = False
+) -> list[Site]:
+    """Return the sites of a model that was watched: known ones, and what else it computed with in binary.
+
+    Args:
+        model: the module that was watched.
+        watch: of one forward of it.
+        weights: patterns; then only what they select.
+        biases: take binary parameters of one dimension too.
+    """
+    known = binarized_weights(model, weights)
+    operands = watch.operands()
+    chosen = {id(weight): name for name, weight in known.items()}
+    if weights is None:
+        for name in operands:
+            if watch.parameters[name].dim() > 1 or biases:
+                chosen.setdefault(id(watch.parameters[name]), name)
+    own = {id(weight) for _, weight in _known(model)}
+    return [
+        Site(chosen[id(w)], w, position, None if id(w) in own else operands.get(name))
+        for position, (name, w) in enumerate(model.named_parameters())
+        if id(w) in chosen
+    ]
+
+
+def find_binarized_weights(
+    model: nn.Module, *inputs: Tensor, weights: Sequence[str] | None = None, biases: bool = False
+) -> dict[str, nn.Parameter]:
+    """Return the binarized weights of any model, also of layers that nobody knows, by watching one forward.
+
+    Float weights are left out; a float layer whose weights all have one magnitude, as some initializers make them,
+    can't be told from a binary one.
+
+    Args:
+        model: any module; it runs once, in the mode it is in. Buffers and random streams are put back.
+        inputs: of the model.
+        weights: patterns; then only what they select.
+        biases: report binary biases too.
+
+    Example:
+        >>> class Mine(nn.Linear):
+        ...     def forward(self, x):
+        ...         return nn.functional.linear(x, self.weight + (self.weight.sign() - self.weight).detach())
+        >>> model = nn.Sequential(Mine(16, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> list(find_binarized_weights(model, torch.ones(1, 16)))
+        ['0.weight']
+    """
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    watch = OperandWatch(model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad(), watch:
+        model(*inputs)
+    for buffer, value in buffers:
+        buffer.data.copy_(value)
+    return {site.name: site.weight for site in watched_sites(model, watch, weights, biases)}

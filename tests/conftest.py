@@ -1,6 +1,11 @@
+import hypothesis
 import pytest
 import torch
 from torch import nn
+
+# the same examples in every run, and no limits on time: machines are slow at times
+hypothesis.settings.register_profile("bnnft", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("bnnft")
 
 
 @pytest.fixture

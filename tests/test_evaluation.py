@@ -244,13 +244,13 @@ def test_data_are_read_once_and_maps_without_a_flip_cost_no_run():
 
     model = Watched(*network())
     measured = accuracy_over_ber(model, batches(), [0, 0.2], maps=4)  # a generator can be read only once
-    assert len(model.ran) == 3 * (1 + 4)
+    assert len(model.ran) == 1 + 3 * (1 + 4)  # one to see what the model computes with
     assert measured.accuracy[0].tolist() == [measured.clean] * 4
 
 
 def test_a_map_is_shared_by_all_batches():
     model = network().eval()
-    meter = AccuracyMeter(find_sites(model), [Independent(0.2)], maps=1, seed=3)
+    meter = AccuracyMeter(find_sites(model), [Independent(0.2)], maps=1, seed=3, model=model)
     (flips,) = meter.flips[0]
     expected = Independent(0.2).flips(model[0].weight, Key(3).at(0))
     for inputs, targets in loader():
@@ -275,7 +275,6 @@ def test_a_map_is_shared_by_all_batches():
         ({"axis": "volts", "error_model": FirstBits()}, ValueError, r"error model FirstBits.*got 'volts'"),
         ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
         ({"weights": ["lost"]}, ValueError, "'lost' matches no parameter"),
-        ({"model": nn.Linear(2, 2)}, ValueError, "has no binarized weights"),
     ],
     ids=str,
 )
@@ -293,3 +292,8 @@ def test_bad_arguments_raise_before_the_data_are_read(arguments, error, message)
 def test_no_data_is_an_error():
     with pytest.raises(ValueError, match="the dataloader yielded no batch"):
         accuracy_over_ber(network(), [], [0, 0.3])
+
+
+def test_a_model_without_binarized_weights_is_an_error():
+    with pytest.raises(ValueError, match="Linear has no binarized weights"):
+        accuracy_over_ber(nn.Linear(16, 4), loader(), [0, 0.3])

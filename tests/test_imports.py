@@ -9,10 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    {"nn", "ber", "plots"},
-    {"sites", "model"},
-    {"chains", "injection"},
-    {"probes"},
+    {"nn", "ber", "plots", "tracking"},
+    {"operands"},
+    {"operand_flips", "sites", "model"},
+    {"chains", "turning"},
+    {"injection", "probes"},
     {"metrics"},
     {"evaluation"},
     {"classifier", "dataset"},

@@ -11,8 +11,16 @@ from torch import Tensor, nn
 
 from bnnft.ber import ErrorModel, Key
 from bnnft.callbacks.rich_logging import curve_table, log_curve
-from bnnft.evaluation import AccuracyMeter, BERCurve, checked_drop, checked_maps, classified_correctly, error_models
-from bnnft.sites import find_sites
+from bnnft.evaluation import (
+    AccuracyMeter,
+    BERCurve,
+    checked_drop,
+    checked_maps,
+    classified_correctly,
+    error_models,
+    evaluation_sites,
+)
+from bnnft.sites import binarized_weights
 
 
 class AccuracyOverBER(Callback):
@@ -69,6 +77,7 @@ class AccuracyOverBER(Callback):
         self.save_dir = None if save_dir is None else Path(save_dir)
         self.curve: BERCurve | None = None
         self._meter: AccuracyMeter | None = None
+        self._plan: tuple[Sequence[ErrorModel], int] | None = None  # error models and maps of what is measured now
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the fault maps of the error model itself."""
@@ -110,13 +119,14 @@ class AccuracyOverBER(Callback):
 
     def on_exception(self, *args: Any, **kwargs: Any) -> None:
         """Forget what was half measured."""
-        self._meter = None
+        self._meter = self._plan = None
 
     def _start(self, pl_module: LightningModule, models: Sequence[ErrorModel], maps: int) -> None:
-        self._meter = AccuracyMeter(find_sites(pl_module, self.weights), models, maps, self.seed)
+        binarized_weights(pl_module, self.weights)  # raises for a pattern that matches nothing
+        self._meter, self._plan = None, (models, maps)
 
     def _run(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        if self._meter is None:
+        if self._plan is None:
             return
 
         def correct() -> Tensor:
@@ -125,10 +135,13 @@ class AccuracyOverBER(Callback):
                 return self.correct(pl_module, batch)
 
         with isolate_rng():
+            if self._meter is None:
+                sites = evaluation_sites(pl_module, self.weights, correct)
+                self._meter = AccuracyMeter(sites, *self._plan, self.seed, pl_module)
             self._meter.update(correct)
 
     def _finish(self, trainer: Trainer, rates: Sequence[float]) -> BERCurve:
-        meter, self._meter = self._meter, None
+        meter, self._meter, self._plan = self._meter, None, None
         assert meter is not None
         for name in ("right", "clean_right", "total"):
             setattr(meter, name, trainer.strategy.reduce(getattr(meter, name), reduce_op="sum"))

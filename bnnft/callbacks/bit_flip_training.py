@@ -1,15 +1,20 @@
 """Train under bit errors."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from bnnft.ber import ErrorModel, Key, as_error_model
+from bnnft.callbacks.proof import find_faults, stored_signs
 from bnnft.injection import Gradient, TurnedBits, checked_gradient, draw_flips
-from bnnft.sites import Site, find_sites
+from bnnft.operands import OperandWatch
+from bnnft.sites import Site, binarized_weights, known_sites, no_sites, watched_sites
+
+How = Literal["latent", "operand", "auto"]
 
 
 class BitFlipTraining(Callback):
@@ -20,14 +25,22 @@ class BitFlipTraining(Callback):
     same, and a run that resumes from a checkpoint goes on with the same stream. Weights are bit for bit as the
     optimizer left them after any hook, error or interrupt, and checkpoints hold clean weights.
 
+    Layers of :mod:`bnnft.nn` are known. All others are found by watching what the first batch computes with, which
+    stays clean for them; the first batch with flips is watched once more and compared bit by bit with what was drawn.
+
     Args:
         error_model: a bit error rate in [0, 1] for independent flips, or an error model of :mod:`bnnft.ber`.
         gradient: of a flipped weight, ``"straight_through"`` or ``"exact"``, see :func:`bnnft.flipped`.
         seed: of the random bits, >= 0.
-        weights: patterns that select weights, see :func:`bnnft.binarized_weights`.
+        weights: patterns that select weights, see :func:`bnnft.binarized_weights`; without them all that are found.
+        how: where layers of others get their flips: in the ``"latent"`` weight, whose sign is the bit in most layers,
+            or in the ``"operand"`` of the linear map or convolution itself, which is exact for every binarizer but
+            costs a little in each operation; ``"auto"`` takes the operand where the latent proves inexact.
+        biases: flip binary biases too.
 
     Raises:
-        TypeError, ValueError: an argument is out of range; at the start of training, the model has no such weights.
+        TypeError, ValueError: an argument is out of range; after the first batch, the model has no such weights.
+        RuntimeError: a layer did not compute with the drawn flips, with how many bits were missed or turned unasked.
 
     Source: Hirtzlin et al. 2019, arXiv 1904.03652; Buschjaeger et al. 2020, arXiv 2002.00909.
 
@@ -43,12 +56,20 @@ class BitFlipTraining(Callback):
         gradient: Gradient = "straight_through",
         seed: int = 0,
         weights: Sequence[str] | None = None,
+        how: How = "latent",
+        biases: bool = False,
     ) -> None:
         self.error_model = as_error_model(error_model)
         checked_gradient(gradient)
         Key(seed)  # raises if the seed is none
-        self.gradient, self.seed, self.weights = gradient, seed, weights
+        if how not in get_args(How):
+            raise ValueError(f"how must be one of {', '.join(get_args(How))}, got {how!r}")
+        self.gradient, self.seed, self.weights, self.how, self.biases = gradient, seed, weights, how, biases
         self._sites: list[Site] = []
+        self._flips: dict[str, Tensor] = {}
+        self._signs: dict[str, Tensor] = {}  # of clean weights, where the batch is watched
+        self._watch: OperandWatch | None = None
+        self._watches_left = 2
         self._draws = 0
         self._turned: TurnedBits | None = None
 
@@ -66,11 +87,9 @@ class BitFlipTraining(Callback):
         self._draws = state_dict["draws"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the weights and say once which they are."""
-        self._sites = find_sites(pl_module, self.weights)
-        bits = sum(site.weight.numel() for site in self._sites)
-        names = ", ".join(site.name for site in self._sites)
-        rank_zero_info(f"BitFlipTraining: {self.error_model} on {bits:,} bits in {names}")
+        """Find the weights of known layers."""
+        binarized_weights(pl_module, self.weights)  # raises for a pattern that matches nothing
+        self._sites, self._watches_left = known_sites(pl_module, self.weights), 2
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             rank_zero_warn(
                 "LBFGS evaluates a batch several times in one step; only the first evaluation sees flips, "
@@ -80,18 +99,22 @@ class BitFlipTraining(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Turn the bits of this batch."""
         self._restore()
-        flips = draw_flips(self._sites, self.error_model, Key(self.seed, self._draws, purpose="training"))
+        self._flips = draw_flips(self._sites, self.error_model, Key(self.seed, self._draws, purpose="training"))
         self._draws += 1
-        self._turned = TurnedBits(self._sites, flips, self.gradient)
+        if self._watches_left:
+            self._signs = stored_signs(self._sites)
+            self._watch = OperandWatch(pl_module)
+            self._watch.__enter__()
+        self._turned = TurnedBits(self._sites, self._flips, self.gradient, pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the bits back: with automatic optimization there is one backward a batch, and it is done."""
         if pl_module.automatic_optimization:
-            self._restore()
+            self._finish(pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Put the bits back before any update: with manual optimization, or when there was no backward."""
-        self._restore()
+        self._finish(pl_module)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Put the bits back if no step was made."""
@@ -115,6 +138,52 @@ class BitFlipTraining(Callback):
             checkpoint["state_dict"] = self._turned.clean(pl_module, checkpoint["state_dict"])
 
     def _restore(self) -> None:
-        if self._turned is not None:
-            self._turned.restore()
-            self._turned = None
+        watch, self._watch = self._watch, None
+        try:
+            if self._turned is not None:
+                self._turned.restore()
+                self._turned = None
+        finally:
+            if watch is not None:
+                watch.__exit__(None, None, None)
+
+    def _finish(self, module: LightningModule) -> None:
+        """Put the bits back, and learn from the batch if it was watched."""
+        watch = self._watch
+        faults = {} if watch is None else find_faults(self._sites, watch, self._signs, self._flips)
+        self._restore()
+        if watch is not None:
+            self._learn(module, watch, faults)
+
+    def _learn(self, module: LightningModule, watch: OperandWatch, faults: dict[str, str]) -> None:
+        """Take sites from the first watched batch; after the second, all of them are proven."""
+        if self._watches_left == 2:
+            known = {site.name for site in self._sites if site.operand is None}
+            found = watched_sites(module, watch, self.weights, self.biases)
+            if not found:
+                raise no_sites(module)
+            self._sites = [self._placed(site, faults) for site in found]
+            self._report(module)
+            self._watches_left = 0 if known == {site.name for site in found} and not faults else 1
+        else:
+            self._watches_left = 0
+            self._sites = [self._placed(site, faults) for site in self._sites]
+        if faults and self.how == "latent":
+            raise RuntimeError(
+                f"these layers did not compute with the drawn flips ({'; '.join(faults.values())}): the sign of their "
+                "latent weight is not the bit. BitFlipTraining(..., how='operand') turns the bits where they are used"
+            )
+
+    def _placed(self, site: Site, faults: dict[str, str]) -> Site:
+        """Decide where a site gets its flips; a latent that is not the bit counts as a fault."""
+        if site.operand is None:
+            return site
+        if self._watches_left == 2 and self.how == "latent" and site.operand.how == "graph":
+            faults[site.name] = f"{site.name}: its operand has other signs"
+        inexact = site.operand.how == "graph" or site.name in faults
+        return site._replace(in_operand=self.how == "operand" or (self.how == "auto" and (inexact or site.in_operand)))
+
+    def _report(self, module: LightningModule) -> None:
+        bits = sum(site.weight.numel() for site in self._sites)
+        names = ", ".join(f"{site.name} ({'operand' if site.in_operand else 'latent'})" for site in self._sites)
+        rank_zero_info(f"BitFlipTraining: {self.error_model} on {bits:,} bits in {names}")

@@ -18,8 +18,9 @@ from bnnft.callbacks.rich_logging import log_histograms
 from bnnft.callbacks.training_loss import training_loss
 from bnnft.chains import Chain, Observation, Trace
 from bnnft.metrics import ClassMargin, Histogram, ImportanceVariance, Margin, neuron_importance
+from bnnft.operands import OperandWatch
 from bnnft.probes import thresholds, watch
-from bnnft.sites import Site, find_sites
+from bnnft.sites import Site, binarized_weights, no_sites, watched_sites
 
 
 class ToleranceMetrics(Callback):
@@ -67,12 +68,12 @@ class ToleranceMetrics(Callback):
         self.metrics = [Margin(), ImportanceVariance(), ClassMargin()] if metrics is None else list(metrics)
         self.loss, self.importance_batches, self.weights = loss, importance_batches, weights
         self.chains = dict(chains or {})
-        self._sites: list[Site] = []
+        self._sites: dict[str, Site] = {}
         self._chains: dict[str, Chain] = {}
         self._named: list[Chain] = []
-        self._fan_in: dict[str, int] = {}
         self._collections: dict[str, MetricCollection] = {}
         self._trace: Trace | None = None
+        self._operands: OperandWatch | None = None
         self._watch: AbstractContextManager[dict[str, Observation]] | None = None
         self._seen: dict[str, Observation] = {}
         self._batches = 0
@@ -129,18 +130,18 @@ class ToleranceMetrics(Callback):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._active = not trainer.sanity_checking
         if self._active:
-            self._sites = find_sites(pl_module, self.weights)
-            self._fan_in = {site.layer: site.weight.numel() // len(site.weight) for site in self._sites}
+            binarized_weights(pl_module, self.weights)  # raises for a pattern that matches nothing
             self._batches = 0
             if not self._chains:
                 self._named = [self._named_chain(pl_module, layer, *names) for layer, names in self.chains.items()]
 
     def _named_chain(self, pl_module: LightningModule, layer: str, norm: str | None, activation: str | None) -> Chain:
-        full = [name for name in self._fan_in if name == layer or name.endswith(f".{layer}")]
+        modules = dict(pl_module.named_modules())
+        full = [name for name in modules if name == layer or name.endswith(f".{layer}")]
         if len(full) != 1:
-            raise ValueError(f"chains: {layer!r} is no binarized layer; there are {', '.join(self._fan_in)}")
+            raise ValueError(f"chains: {layer!r} names {len(full)} modules of {type(pl_module).__name__}, not one")
         for name in (norm, activation):
-            if name is not None and name not in dict(pl_module.named_modules()):
+            if name is not None and name not in modules:
                 raise ValueError(f"chains: {type(pl_module).__name__} has no module {name!r}")
         return Chain(full[0], norm, activation)
 
@@ -148,24 +149,25 @@ class ToleranceMetrics(Callback):
         if not self._active:
             return
         if not self._chains:
-            self._trace = Trace(pl_module)
+            self._operands, self._trace = OperandWatch(pl_module), Trace(pl_module)
+            self._operands.__enter__()
             self._trace.__enter__()
         self._watch = watch(pl_module, list(self._chains.values()) or self._named)
         self._seen = self._watch.__enter__()
 
     def _close(self) -> None:
-        for context in (self._watch, self._trace):
+        for context in (self._watch, self._trace, self._operands):
             if context is not None:
                 context.__exit__(None, None, None)
-        self._trace = self._watch = None
+        self._trace = self._watch = self._operands = None
 
     def _take_in(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if not self._active:
             return
-        trace = self._trace
+        trace, operands = self._trace, self._operands
         self._close()
-        if trace is not None:
-            self._learn(pl_module, trace)
+        if trace is not None and operands is not None:
+            self._learn(pl_module, trace, operands)
         if not self._collections:
             self._collections = {layer: self._collection(chain) for layer, chain in self._chains.items()}
         for layer, collection in self._collections.items():
@@ -179,9 +181,16 @@ class ToleranceMetrics(Callback):
             self._take_in_importance(trainer, pl_module, batch)
         self._batches += 1
 
-    def _learn(self, pl_module: LightningModule, trace: Trace) -> None:
+    def _learn(self, pl_module: LightningModule, trace: Trace, operands: OperandWatch) -> None:
         """Take chains and first values from the watched batch; chains that the user named win."""
-        found = trace.chains(self._sites)
+        sites = watched_sites(pl_module, operands, self.weights)
+        if not sites:
+            raise no_sites(pl_module)
+        self._sites = {site.layer: site for site in sites}
+        strangers = [chain.layer for chain in self._named if chain.layer not in self._sites]
+        if strangers:
+            raise ValueError(f"chains: {strangers[0]!r} is no binarized layer; there are {', '.join(self._sites)}")
+        found = trace.chains(sites)
         self._chains = {layer: chain for layer, (chain, _) in found.items()} | {c.layer: c for c in self._named}
         self._seen = {layer: seen for layer, (_, seen) in found.items()} | self._seen
         self._judge(pl_module)
@@ -218,13 +227,16 @@ class ToleranceMetrics(Callback):
         return MetricCollection(wanted, compute_groups=False)
 
     def _streams(self, pl_module: LightningModule, chain: Chain) -> list[dict[str, Any]]:
-        fan_in, values = self._fan_in[chain.layer], self._seen[chain.layer].preactivations
-        if chain.last:
-            return [{"scores": scores, "fan_in": fan_in} for scores in values]
+        site, values = self._sites[chain.layer], self._seen[chain.layer].preactivations
+        scale = torch.ones(1, device=pl_module.device) if site.operand is None else site.operand.scale
         if chain.reason:
             return []
-        threshold = 0.0 if chain.norm is None else thresholds(pl_module.get_submodule(chain.norm))
-        return [{"preactivations": value, "thresholds": threshold, "fan_in": fan_in} for value in values]
+        # a flip moves the pre-activation by twice the layer's scale: in units of the scale it is what it is without
+        values = [value / scale.view(-1, *[1] * (value.dim() - 2)) for value in values]
+        if chain.last:
+            return [{"scores": scores, "fan_in": site.fan_in} for scores in values]
+        threshold = 0.0 if chain.norm is None else thresholds(pl_module.get_submodule(chain.norm)) / scale
+        return [{"preactivations": value, "thresholds": threshold, "fan_in": site.fan_in} for value in values]
 
     def _take_in_importance(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         chains = {layer: chain for layer, chain in self._chains.items() if chain.activation is not None}

@@ -134,7 +134,9 @@ def test_a_batch_norm_without_statistics_is_left_out_of_margins(tmp_path):
 def test_chains_can_be_named(tmp_path):
     logged = validate(tmp_path, Project(), ToleranceMetrics(chains={"0": ["net.1", "net.2"]}))
     assert logged == validate(tmp_path, Project())
-    with pytest.raises(ValueError, match=r"'fc9' is no binarized layer; there are net\.0"):
+    with pytest.raises(ValueError, match=r"'net.2' is no binarized layer; there are net\.0"):
+        validate(tmp_path, Project(), ToleranceMetrics(chains={"net.2": ["net.1", "net.2"]}))
+    with pytest.raises(ValueError, match=r"'fc9' names 0 modules of Project"):
         validate(tmp_path, Project(), ToleranceMetrics(chains={"fc9": ["net.1", "net.2"]}))
     with pytest.raises(ValueError, match="has no module 'bn1'"):
         validate(tmp_path, Project(), ToleranceMetrics(chains={"net.0": ["bn1", "net.2"]}))

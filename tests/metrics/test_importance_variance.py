@@ -173,6 +173,30 @@ def test_gradient_of_a_layer_that_runs_twice_counts_both_outputs_as_flip_does(ra
     assert_close(gradient, flip)
 
 
+@pytest.mark.parametrize(
+    ("layers", "shape", "neurons"),
+    [
+        pytest.param([BinaryLinear(8, 6), BinaryActivation(), BinaryLinear(6, 3)], (7, 8), 6, id="features last"),
+        pytest.param(
+            [BinaryConv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), BinaryActivation(), BinaryLinear(4 * 36, 3)],
+            (1, 8, 8),
+            4,
+            id="flattened before the sign",
+        ),
+    ],
+)
+@pytest.mark.parametrize("estimator", ["gradient", "flip"])
+@pytest.mark.xfail(strict=True, reason="whatever is the second dimension is taken for neurons")
+def test_importance_is_of_neurons_wherever_their_dimension_is(layers, shape, neurons, estimator, randomized):
+    model = randomized(nn.Sequential(*layers))
+    inputs = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), Trace(model) as trace:
+        model(inputs)
+    chains = {"0": trace.chains(find_sites(model))["0"][0]}
+    importance = neuron_importance(model, chains, lambda: model(inputs).flatten(1).sum(1), estimator)
+    assert importance["0"].shape == (SAMPLES, neurons)
+
+
 @pytest.mark.parametrize("estimator", ["gradient", "flip", "ablation"])
 def test_measuring_leaves_no_trace(estimator, randomized):
     """Outputs, hooks, gradients, buffers and the global random stream are as before, also when the loss raises."""

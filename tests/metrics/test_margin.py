@@ -96,8 +96,9 @@ def test_layer_of_dead_neurons_has_no_margin():
 
 
 def test_each_quantile_has_a_name_of_its_own():
-    result = measured(random(4, 5), ALIVE, fan_in=20, quantiles=(0.001, 0.004))
-    assert len([name for name in result if name.startswith("margin_q")]) == 2
+    result = measured(random(4, 5), ALIVE, fan_in=20, quantiles=(0.001, 0.004, 0.05, 0.29, 0.5, 0.999))
+    names = [name.removeprefix("margin_q") for name in result if name.startswith("margin_q")]
+    assert names == ["0p1", "0p4", "05", "29", "50", "99p9"]
 
 
 @pytest.mark.parametrize("wrong", [{"quantiles": (0.5, 1.0)}, {"quantiles": (0.0,)}, {"bins": 0}, {"limit": 0.0}])

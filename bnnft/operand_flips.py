@@ -1,0 +1,71 @@
+"""Turn bits where they are used: in the operand of a linear map or convolution, not in the latent weight."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from bnnft.operands import Operand, could_be_weights, middles
+from bnnft.tracking import Tracking
+
+
+class OperandFlips(Tracking):
+    """Exchanges the two values of binary operands at the drawn bits, while active.
+
+    Exact for any binarizer, also where the sign of the latent weight is not the bit: centred, two-valued, stochastic.
+    It writes to no parameter, so there is nothing to restore.
+
+    Args:
+        model: the module that is to run.
+        operands: where the operands are, from :class:`bnnft.operands.OperandWatch`.
+        flips: for each operand's parameter the flat indices of its wrong bits.
+        exact: let the gradient of a turned value change sign; else it passes as if nothing was turned.
+    """
+
+    def __init__(
+        self, model: nn.Module, operands: Sequence[Operand], flips: Mapping[str, Tensor], exact: bool = False
+    ) -> None:
+        super().__init__(model)
+        self._sizes = {weight.numel() for weight in model.parameters()}
+        self._places = {(operand.module, operand.number): operand for operand in operands}
+        self._flips, self._exact = flips, exact
+        self._numbers: list[int] = [0]
+        self.reached: set[str] = set()
+
+    def entered(self, name: str, inputs: tuple[Tensor, ...]) -> None:
+        """Count operands anew in each module."""
+        self._numbers.append(0)
+
+    def left(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+        """Go back to the outer module's count."""
+        self._numbers.pop()
+
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the operation on turned operands."""
+        turned = {}
+        for tensor in could_be_weights(func, args, kwargs, self._sizes):
+            place = self.within[-1] if self.within else "", self._numbers[-1]
+            self._numbers[-1] += 1
+            if place in self._places:
+                operand = self._places[place]
+                self.reached.add(operand.parameter)
+                turned[id(tensor)] = self._turn(tensor, operand)
+        if turned:
+            args, kwargs = tree_map_only(Tensor, lambda tensor: turned.get(id(tensor), tensor), (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _turn(self, values: Tensor, operand: Operand) -> Tensor:
+        indices = self._flips[operand.parameter]
+        if operand.transposed:
+            columns, rows = values.shape
+            indices = indices % columns * rows + indices.div(columns, rounding_mode="floor")
+        twice = (2 * middles(values.detach(), operand.symmetric)).expand_as(values).reshape(-1)[indices]
+        if self._exact:
+            signs, shift = torch.ones(values.numel()).to(values), torch.zeros(values.numel()).to(values)
+            signs[indices], shift[indices] = -1, twice
+            return values * signs.view_as(values) + shift.view_as(values)
+        change = torch.zeros(values.numel()).to(values.detach())
+        change[indices] = twice - 2 * values.detach().reshape(-1)[indices]
+        return values + change.view_as(values)

@@ -1,0 +1,186 @@
+"""Find binarized weights by what a model computes with: the binary operands of its linear maps and convolutions.
+
+No class names are needed: one forward is watched, every operand that could be a weight is looked at, and where it
+holds one magnitude (or two values) it is matched with the parameter that it was made of.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bnnft.tracking import Tracking, tensors
+
+_OPERATIONS = ("linear", "conv", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "embedding")
+_TOLERANCE = 1e-3  # of magnitudes that count as equal: scales are products of rounded numbers
+_MOST_ZEROS = 0.01  # share of exact zeros, which torch.sign leaves
+_FEWEST = 8  # values in a row or column: fewer look binary by chance
+
+How = Literal["stored", "sign", "graph"]
+
+
+class Operand(NamedTuple):
+    """A binary operand, and the parameter that it was made of.
+
+    Attributes:
+        parameter: qualified name.
+        module: innermost module whose operation took the operand.
+        number: of the operand among all that could be weights, within one run of this module.
+        how: the parameter was found because it *is* the operand (``"stored"``), because the operand has its
+            ``"sign"``, or because it alone lies behind the operand in the autograd ``"graph"`` (where there is none:
+            in the same module). Only with the first two can the sign of the parameter be the bit.
+        symmetric: the two values are -c and c.
+        transposed: the operand is the transpose of the parameter.
+        signs: int8, shape of the flattened parameter: on which side of its middle each value lies, 0 for neither.
+        scale: half the distance of the two values for each output neuron: what a flip moves by is twice that.
+        fan_in: number of weights of one output neuron.
+    """
+
+    parameter: str
+    module: str
+    number: int
+    how: How
+    symmetric: bool
+    transposed: bool
+    signs: Tensor
+    scale: Tensor
+    fan_in: int
+
+
+def could_be_weights(func: Any, args: Any, kwargs: Any, sizes: set[int]) -> tuple[Tensor, ...]:
+    """Return the float tensors among the arguments of a linear map or convolution that have the size of a parameter.
+
+    The first argument of a linear map or convolution is what the layer is given; a product may have its weight first.
+    """
+    operation = getattr(func, "__name__", "").strip("_")
+    if not operation.startswith(_OPERATIONS):
+        return ()
+    given = tensors(args[:1]) if operation.startswith(("linear", "conv", "bilinear", "embedding")) else ()
+    return tuple(
+        tensor
+        for tensor in tensors((args, kwargs))
+        if tensor.is_floating_point() and tensor.numel() in sizes and all(tensor is not other for other in given)
+    )
+
+
+def middles(operand: Tensor, symmetric: bool) -> Tensor:
+    """Return the middle of the two values, 0 if they are symmetric: of the tensor, or of each row if rows differ."""
+    if symmetric:
+        return torch.zeros((), dtype=operand.dtype, device=operand.device)
+    if _binary(operand.reshape(1, -1), symmetric=False):
+        return (operand.amin() + operand.amax()) / 2
+    rows = operand.flatten(1)
+    return ((rows.amin(1) + rows.amax(1)) / 2).view(-1, *[1] * (operand.dim() - 1))
+
+
+class OperandWatch(Tracking):
+    """Records every operand that could be a weight while active; changes nothing of the run.
+
+    Keeps a copy of each such operand, so use it for one batch and drop it.
+
+    Args:
+        model: the module that is to run.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.parameters = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
+        self._sizes = {weight.numel() for weight in self.parameters.values()}
+        self._numbers: list[int] = [0]
+        self._seen: dict[tuple[str, int], tuple[str, Tensor, Tensor, bool]] = {}
+
+    def entered(self, name: str, inputs: tuple[Tensor, ...]) -> None:
+        """Count operands anew in each module."""
+        self._numbers.append(0)
+
+    def left(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+        """Go back to the outer module's count."""
+        self._numbers.pop()
+
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Keep what could be weights, as it is before the operation."""
+        given = tensors((args, kwargs))[:1]
+        for operand in could_be_weights(func, args, kwargs, self._sizes):
+            place = self.within[-1] if self.within else "", self._numbers[-1]
+            self._numbers[-1] += 1
+            first = operand is given[0]  # in a product: more likely activations
+            self._seen.setdefault(place, (func.__name__, operand, operand.detach().clone(), first))
+        return func(*args, **kwargs)
+
+    def operands(self) -> dict[str, Operand]:
+        """Return the binary operands by the name of their parameter, the first of each."""
+        found: dict[str, Operand] = {}
+        for (module, number), (operation, operand, copy, first) in self._seen.items():
+            symmetric = _symmetric(copy)
+            if symmetric is None:
+                continue
+            signs = (copy - middles(copy, symmetric)).sign().to(torch.int8)
+            owner = _owner(operand, signs, self.parameters, module)
+            if owner is not None and owner[0] not in found and not (first and owner[1] == "graph"):
+                flat = (signs.t() if owner[2] else signs).reshape(-1)
+                # a linear map has its neurons in the rows of the weight, a product with x to its left in the columns
+                rows = copy.t() if copy.dim() == 2 and not operation.startswith(("linear", "conv")) else copy
+                rows = rows.reshape(len(rows), -1)
+                scale = (rows.amax(1) - rows.amin(1)) / 2
+                fan_in = rows.shape[1]
+                found[owner[0]] = Operand(owner[0], module, number, owner[1], symmetric, owner[2], flat, scale, fan_in)
+        return found
+
+
+def _symmetric(values: Tensor) -> bool | None:
+    """Tell whether the two values are -c and c in the tensor, each row or each column; ``None``: not binary."""
+    views = [values.reshape(1, -1)]
+    if values.dim() > 1:
+        views += [values.flatten(1), values.transpose(0, 1).flatten(1)]
+    for symmetric in (True, False):
+        for number, view in enumerate(views):
+            if view.shape[1] >= _FEWEST and (symmetric or number < 2) and _binary(view, symmetric):
+                return symmetric
+    return None
+
+
+def _binary(rows: Tensor, symmetric: bool) -> bool:
+    top = rows.abs().amax(1, keepdim=True)
+    zero = rows == 0
+    if not bool(top.any()) or float(zero.float().mean()) > _MOST_ZEROS:
+        return False
+    far = rows.abs() if symmetric else (rows - (rows.amin(1, keepdim=True) + rows.amax(1, keepdim=True)) / 2).abs()
+    same = (far - far.amax(1, keepdim=True)).abs() <= _TOLERANCE * top
+    return bool((same | zero).all()) and bool(far.any())
+
+
+def _owner(
+    operand: Tensor, signs: Tensor, parameters: Mapping[str, nn.Parameter], module: str
+) -> tuple[str, How, bool] | None:
+    """Return the parameter that an operand was made of, how that is known, and whether it was transposed."""
+    same = {name: weight for name, weight in parameters.items() if weight.numel() == signs.numel()}
+    for transposed in (False, True) if signs.dim() == 2 else (False,):
+        flat = (signs.t() if transposed else signs).reshape(-1)
+        for name, weight in same.items():
+            own = weight.detach().sign().reshape(-1)
+            # a constant has no pattern of signs to know it by
+            if bool((own * flat >= 0).all()) and bool((own != own[0]).any()):
+                hidden = any(isinstance(v, Tensor) and v.shape == weight.shape for v in vars(weight).values())
+                how: How = "graph" if hidden else "stored" if operand is weight else "sign"
+                return name, how, transposed  # hidden: what every forward writes the parameter from anew
+    leaves = _leaves(operand)
+    behind = [name for name, weight in same.items() if id(weight) in leaves]
+    if operand.grad_fn is None and not behind:  # without gradients there is no graph: the module's only such parameter
+        behind = [name for name in same if name.rpartition(".")[0] == module]
+    if len(behind) != 1:
+        return None
+    shape = same[behind[0]].shape
+    return behind[0], "graph", signs.dim() == 2 and signs.shape != shape == signs.t().shape
+
+
+def _leaves(tensor: Tensor) -> set[int]:
+    """Return the identities of the leaves of a tensor's autograd graph."""
+    leaves, todo, done = {id(tensor)}, [tensor.grad_fn], set()
+    while todo:
+        function = todo.pop()
+        if function is not None and function not in done:
+            done.add(function)
+            leaves.add(id(getattr(function, "variable", None)))
+            todo += [following for following, _ in function.next_functions]
+    return leaves

@@ -1,0 +1,231 @@
+"""Layers that people write by hand: found, flipped exactly or refused, and left as the optimizer wrote them."""
+
+import patterns
+import pytest
+import torch
+from networks import Project, loader, small_net, state, trainer
+from torch import nn
+
+import bnnft
+from bnnft.ber import Independent, Key
+from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
+from bnnft.injection import TurnedBits
+from bnnft.nn import BinaryActivation
+from bnnft.operands import OperandWatch
+from bnnft.sites import watched_sites
+
+every_layer = pytest.mark.parametrize("layer", [*patterns.EXACT, *patterns.INEXACT], ids=lambda kind: kind.__name__)
+
+
+def network(layer, width=24, seed=0):
+    """Two such layers, and one float layer that is to be left alone."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        *(layer(12, width), nn.BatchNorm1d(width), BinaryActivation()),
+        *(layer(width, 8), nn.BatchNorm1d(8), BinaryActivation()),
+        nn.Linear(8, 3),
+    )
+
+
+def fit(tmp_path, callbacks, module, **kwargs):
+    trainer(tmp_path, callbacks, **kwargs).fit(module, loader())
+    return module
+
+
+@every_layer
+def test_binarized_weights_are_found_and_nothing_else(layer):
+    found = list(bnnft.find_binarized_weights(network(layer), torch.randn(6, 12)))
+    assert [name.split(".")[0] for name in found] == ["0", "3"]
+    assert not any("bias" in name for name in found)
+
+
+def test_binary_biases_are_reported_if_asked():
+    model = network(patterns.TorchSign)
+    found = bnnft.find_binarized_weights(model, torch.randn(6, 12), biases=True)
+    assert list(found) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Linear(16, 8),
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(32, 3)),
+        nn.TransformerEncoderLayer(16, 2, 16, batch_first=True),
+    ],
+    ids=["linear", "convolution", "transformer"],
+)
+def test_float_layers_are_never_found(model):
+    inputs = torch.randn(2, 1, 4, 4) if isinstance(model, nn.Sequential) else torch.randn(2, 4, 16)
+    assert bnnft.find_binarized_weights(model, inputs) == {}
+
+
+def test_finding_changes_nothing():
+    model = network(patterns.Stochastic)
+    before, stream = state(model), torch.get_rng_state()
+    bnnft.find_binarized_weights(model, torch.randn(6, 12, generator=torch.Generator().manual_seed(0)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+class Seen(torch.overrides.TorchFunctionMode):
+    """Keeps the weight operand of every linear map that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.operands = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in ("linear", "matmul", "__matmul__", "__rmatmul__") and len(args) > 1:
+            self.operands.append(args[1].detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+class Watched(Project):
+    """Keeps what its first layer computes with in each step."""
+
+    def training_step(self, batch, batch_idx):
+        self.steps = getattr(self, "steps", [])
+        with Seen() as seen:
+            loss = super().training_step(batch, batch_idx)
+        self.steps.append(seen.operands)
+        return loss
+
+
+def drawn(module, step, rate=0.2):
+    """Flat indices of the bits that are wrong in a step, by the positions of the two weights."""
+    names = [name for name, _ in module.named_parameters()]
+    for layer in ("0", "3"):
+        name = next(name for name in names if name.startswith(f"net.{layer}.") and "bias" not in name)
+        weight = dict(module.named_parameters())[name]
+        yield Independent(rate).flips(weight, Key(0, step, purpose="training").at(names.index(name)))
+
+
+@pytest.mark.parametrize("layer", patterns.EXACT, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("how", ["latent", "auto"])
+def test_latent_flips_turn_exactly_the_drawn_bits(tmp_path, layer, how):
+    """Seen in the operand of each step: the step without flips has the signs that the flipped one lacks."""
+    frozen = Watched(network(layer), lr=0.0)
+    fit(tmp_path, [BitFlipTraining(0.2, how=how)], frozen, max_epochs=1)
+    first = frozen.steps[0]  # nobody knew the layers yet: clean
+    for step, operands in enumerate(frozen.steps[1:], 1):
+        for clean, wrong, indices in zip(first, operands, drawn(frozen, step), strict=False):
+            turned = (clean.sign() != wrong.sign()).reshape(-1).nonzero().squeeze(1)
+            assert torch.equal(turned, indices)
+
+
+@pytest.mark.parametrize("layer", patterns.INEXACT, ids=lambda kind: kind.__name__)
+def test_a_latent_that_is_not_the_bit_is_refused(tmp_path, layer):
+    with pytest.raises(RuntimeError, match=r"net\.\d\.weight: .*BitFlipTraining\(\.\.\., how='operand'\)"):
+        fit(tmp_path, [BitFlipTraining(0.2)], Project(network(layer)))
+
+
+@every_layer
+@pytest.mark.parametrize("how", ["operand", "auto"])
+def test_every_layer_trains_with_flips_where_they_are_exact(tmp_path, layer, how):
+    callback, module = BitFlipTraining(0.2, how=how), Project(network(layer))
+    fit(tmp_path, [callback], module)
+    assert [site.name.split(".")[1] for site in callback._sites] == ["0", "3"]
+    inexact = layer in patterns.INEXACT
+    assert all(site.in_operand == (how == "operand" or inexact) for site in callback._sites)
+    assert all(torch.isfinite(weight).all() for weight in module.parameters())
+
+
+def test_a_hidden_latent_is_refused_and_works_in_the_operand(tmp_path):
+    """A latent that is an attribute of the parameter survives, since nothing is written to either."""
+    with pytest.raises(RuntimeError, match="its operand has other signs"):
+        fit(tmp_path, [BitFlipTraining(0.2)], Project(network(patterns.Organized)))
+    module = Project(network(patterns.Organized))
+    plain = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    fit(tmp_path, [BitFlipTraining(0.2, how="operand")], module, max_steps=1)
+    assert torch.equal(module.net[0].weight.org, plain["net.0.weight"])
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "exact"])
+def test_operand_and_latent_flips_train_alike(tmp_path, gradient):
+    """Where both are exact they give the same weights, bit for bit."""
+    states = [
+        state(
+            fit(tmp_path, [BitFlipTraining(0.2, how=how, gradient=gradient)], Project(network(patterns.SignFunction)))
+        )
+        for how in ("latent", "operand")
+    ]
+    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-6) for name in states[0])
+
+
+@every_layer
+def test_measuring_needs_no_word_about_the_layers(tmp_path, layer):
+    """Curve and margins of a foreign network, and its weights as before."""
+    # weights that are stored as -1 and +1 must stay so
+    module = Project(network(layer), lr=0.0 if layer is patterns.Stored else 0.01)
+    fit(tmp_path, [], module)
+    trainer(tmp_path, []).test(module, loader(), verbose=False)
+    before = state(module)
+    curve, metrics = AccuracyOverBER([0, 0.5], maps=2), ToleranceMetrics()
+    run = trainer(tmp_path, [curve, metrics])
+    run.test(module, loader(), verbose=False)
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert curve.curve.accuracy[1].tolist() != curve.curve.accuracy[0].tolist()
+    assert logged["test/margin/0"] > 0
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_margins_are_in_units_of_the_scale(tmp_path):
+    """A layer times c has the margins of the same layer without: one flip moves it by 2c, and by 2."""
+
+    class Double(patterns.SignFunction):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class DoubleWeights(patterns._Layer):
+        def forward(self, x):
+            return nn.functional.linear(x, 2 * patterns._Sign.apply(self.weight))
+
+    margins = []
+    for layer in (patterns.SignFunction, DoubleWeights):
+        module = Project(network(layer))
+        run = trainer(tmp_path, [ToleranceMetrics()])
+        run.validate(module, loader(), verbose=False)
+        margins.append(float(run.callback_metrics["val/margin/0"]))
+    assert margins[0] == pytest.approx(margins[1], rel=1e-5)
+
+
+class WithZeros(patterns.SignFunction):
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.weight.data[:, ::3] = 0.0
+        self.weight.data[:, ::6] = -0.0
+
+
+def test_exact_zeros_turn_and_come_back():
+    """A comparison makes +1 of both zeros: they turn by a tiny negative value, and are zeros of their sign again."""
+    layer, x = WithZeros(12, 24), torch.randn(6, 12)
+    with OperandWatch(layer) as watch:
+        clean = layer(x)
+    sites = watched_sites(layer, watch)
+    before = layer.weight.detach().clone()
+    turned = TurnedBits(sites, {"weight": torch.arange(before.numel())})
+    assert torch.equal(layer(x), -clean)
+    turned.restore()
+    assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))
+
+
+def test_own_and_foreign_layers_in_one_network(tmp_path):
+    """The known ones are flipped from the first batch on."""
+    net = nn.Sequential(small_net()[:3], patterns.SignFunction(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    callback = BitFlipTraining(0.2)
+    fit(tmp_path, [callback], Project(net))
+    assert [site.name for site in callback._sites] == ["net.0.0.weight", "net.1.weight"]
+
+
+def test_after_the_watched_batches_nothing_is_left(tmp_path):
+    module, hooks = Project(network(patterns.SignFunction)), []
+
+    class Looks(BitFlipTraining):
+        def on_before_backward(self, *args):
+            modules = module.modules()
+            hooks.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules))
+
+    fit(tmp_path, [Looks(0.2)], module)
+    assert hooks[0] > 0
+    assert hooks[1] > 0
+    assert not any(hooks[2:])
