@@ -133,11 +133,13 @@ class Trace(Tracking):
         numbers = tuple(map(self._number, inputs))
         versions = [None if tensor.is_inference() else tensor._version for tensor in inputs]
         result = func(*args, **kwargs)
+        written = []
         for tensor, version in zip(inputs, versions, strict=True):
-            in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+            in_place = name.startswith(("__i", "__setitem")) or (name.endswith("_") and not name.endswith("__"))
             if (in_place and tensor is inputs[0]) if version is None else tensor._version != version:
                 self._current.pop(id(tensor), None)  # it holds a new value now
-        self._record(name.strip("_"), numbers, tuple(map(self._number, tensors(result))))
+                written.append(tensor)
+        self._record(name.strip("_"), numbers, tuple(map(self._number, (*tensors(result), *written))))
         return result
 
     def _number(self, tensor: Tensor) -> int:

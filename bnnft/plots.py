@@ -1,5 +1,6 @@
 """Figures of curves, histograms and importances: what ``plot()`` of the metrics and the report call."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ def plot_curve(
     ax.set_xlabel("bit error rate (%)" if axis == "rate" else axis)
     ax.set_ylabel("accuracy (%)")
     ax.set_ylim(0, 100)
+    if axis == "rate":
+        ax.set_xlim(left=min(0, ax.get_xlim()[0]) if len(x) > 1 else 0)
     ax.grid(alpha=0.3)
     if label is not None:
         ax.legend(title=None, frameon=False)
@@ -51,10 +54,12 @@ def plot_histogram(
     figure, ax = axes(ax)
     total = sum(counts) or 1
     ax.stairs([count / total for count in counts], edges, fill=True, alpha=0.6)
+    marks = {name: value for name, value in marks.items() if math.isfinite(value)}
     for number, (name, value) in enumerate(marks.items()):
         ax.axvline(value, color=f"C{number + 1}", linestyle="--", label=f"{name} {value:.3g}")
     ax.set_xlabel(xlabel)
     ax.set_ylabel("share of values")
+    ax.set_ylim(bottom=0)
     if marks:
         ax.legend(frameon=False)
     return figure, ax
@@ -69,6 +74,7 @@ def plot_sorted(values: Sequence[float], xlabel: str, ylabel: str, title: str, a
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.set_title(title)
+    ax.locator_params(axis="x", integer=True)
     ax.set_ylim(bottom=0)
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -105,7 +106,7 @@ def run_tables(result: Result) -> list[Table]:
         clean = f"clean accuracy {_percent(curve.clean)} %"
         tolerable = result.metrics.get("test/tolerable_ber")
         title = clean if tolerable is None else f"{clean}, tolerable BER {_percent(tolerable)} %"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
         for column in ("BER (%)" if curve.axis == "rate" else curve.axis, "accuracy (%)", "95 % interval", "std"):
             table.add_column(column, justify="right")
         for rate, mean, (low, high), std in zip(curve.rates, curve.mean, curve.interval, curve.std, strict=True):
@@ -115,7 +116,13 @@ def run_tables(result: Result) -> list[Table]:
     layers = layer_metrics(result.metrics)
     if layers:
         keys = [key for key in _LAYER_COLUMNS if any(key in values for values in layers.values())]
-        table = Table(title="neurons of each layer (test data, clean weights)", title_justify="left")
+        table = Table(
+            title="neurons of each layer (test data, clean weights)",
+            title_justify="left",
+            box=box.SIMPLE,
+            collapse_padding=True,
+            pad_edge=False,
+        )
         for column in ("layer", *(_LAYER_COLUMNS[key] for key in keys)):
             table.add_column(column, justify="left" if column == "layer" else "right")
         for layer, values in layers.items():

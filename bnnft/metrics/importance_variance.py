@@ -92,7 +92,8 @@ def _by_gradient(model: nn.Module, chains: Mapping[str, Chain], loss: Callable[[
     importance = {}
     for layer in chains:
         effects = [2 * output.detach() * next(gradients) for output in seen[layer].outputs]
-        of_neurons = [effect.reshape(*effect.shape[:2], -1).sum(2) for effect in effects]
+        views = [_by_neuron(effect, model, chains[layer]) for effect in effects]
+        of_neurons = [view.reshape(*view.shape[:2], -1).sum(2) for view in views]
         importance[layer] = torch.stack(of_neurons).sum(0).abs()
     return importance
 
@@ -101,7 +102,7 @@ def _by_gradient(model: nn.Module, chains: Mapping[str, Chain], loss: Callable[[
 def _by_change(model: nn.Module, chain: Chain, loss: Callable[[], Tensor], factor: float) -> Tensor:
     with watch(model, [chain]) as seen:
         clean = loss()
-    samples, neurons = seen[chain.layer].outputs[0].shape[:2]
+    samples, neurons = _by_neuron(seen[chain.layer].outputs[0], model, chain).shape[:2]
     if clean.shape != (samples,):
         raise ValueError(
             f"the estimators flip and ablation need a loss that returns one value a sample ({samples}), "
@@ -117,7 +118,7 @@ def _by_change(model: nn.Module, chain: Chain, loss: Callable[[], Tensor], facto
         ) -> Tensor:
             if next(chosen):
                 output = output.clone()
-                output[:, neuron] *= factor
+                _by_neuron(output, model, chain)[:, neuron] *= factor
             return output
 
         handle = activation.register_forward_hook(change)
@@ -126,6 +127,17 @@ def _by_change(model: nn.Module, chain: Chain, loss: Callable[[], Tensor], facto
         finally:
             handle.remove()
     return torch.stack(changes, dim=1)
+
+
+def _by_neuron(output: Tensor, model: nn.Module, chain: Chain) -> Tensor:
+    """Return a view of shape (N, neurons, ...), also where features come last or were flattened with positions."""
+    weight = getattr(model.get_submodule(chain.layer), "weight", None)
+    neurons = output.shape[1] if weight is None else len(weight)
+    if output.shape[1] != neurons and output.shape[-1] == neurons:
+        return output.movedim(-1, 1)
+    if output.shape[1] != neurons and output.shape[1] % neurons == 0:
+        return output.view(len(output), neurons, -1)
+    return output
 
 
 class ImportanceVariance(Metric):

@@ -51,7 +51,7 @@ class Margin(MomentsMetric):
 
     - ``margin``, ``margin_std``: mean and standard deviation;
     - ``margin_normalized``: mean of ``margin / sqrt(fan_in)``, which compares layers of different width;
-    - ``margin_below_2``: share of margins below 2, which a single flip can turn;
+    - ``margin_below_2``: share of margins below 2, which a single flip can turn (at 2 it can reach the tie);
     - ``margin_q05`` ...: quantiles, exact to a bin;
     - ``margin_dead``: share of values of dead neurons (infinite margin), left out of all the others;
     - ``margin_histogram``: a :class:`bnnft.metrics.Histogram`.

@@ -35,6 +35,10 @@ class MomentsMetric(Metric):
             merged = _merged(*(torch.stack([a, b.to(a)]) for a, b in states))
             self.count, self.mean, self.m2 = (state.reshape(1) for state in merged)
 
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        super()._reduce_states(incoming_state)
+        self.count, self.mean, self.m2 = (state.reshape(1) for state in self._moments())
+
     def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return count, mean and M2 of everything taken in, merged over processes."""
         return _merged(*(state.reshape(-1) for state in (self.count, self.mean, self.m2)))

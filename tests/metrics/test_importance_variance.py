@@ -186,7 +186,6 @@ def test_gradient_of_a_layer_that_runs_twice_counts_both_outputs_as_flip_does(ra
     ],
 )
 @pytest.mark.parametrize("estimator", ["gradient", "flip"])
-@pytest.mark.xfail(strict=True, reason="whatever is the second dimension is taken for neurons")
 def test_importance_is_of_neurons_wherever_their_dimension_is(layers, shape, neurons, estimator, randomized):
     model = randomized(nn.Sequential(*layers))
     inputs = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
