@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bnnft.operands import Operand, could_be_weights, middles
-from bnnft.tracking import Tracking
+from bnnft.operands import Operand, OperandTracking, middles
 
 
-class OperandFlips(Tracking):
+class OperandFlips(OperandTracking):
     """Exchanges the two values of binary operands at the drawn bits, while active.
 
     Exact for any binarizer, also where the sign of the latent weight is not the bit: centred, two-valued, stochastic.
@@ -28,30 +27,15 @@ class OperandFlips(Tracking):
         self, model: nn.Module, operands: Sequence[Operand], flips: Mapping[str, Tensor], exact: bool = False
     ) -> None:
         super().__init__(model)
-        self._sizes = {weight.numel() for weight in model.parameters()}
         self._places = {(operand.module, operand.number): operand for operand in operands}
         self._flips, self._exact = flips, exact
-        self._numbers: list[int] = [0]
-        self.reached: set[str] = set()
-
-    def entered(self, name: str, inputs: tuple[Tensor, ...]) -> None:
-        """Count operands anew in each module."""
-        self._numbers.append(0)
-
-    def left(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
-        """Go back to the outer module's count."""
-        self._numbers.pop()
 
     def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operation on turned operands."""
         turned = {}
-        for tensor in could_be_weights(func, args, kwargs, self._sizes):
-            place = self.within[-1] if self.within else "", self._numbers[-1]
-            self._numbers[-1] += 1
+        for place, tensor in self.placed(func, args, kwargs):
             if place in self._places:
-                operand = self._places[place]
-                self.reached.add(operand.parameter)
-                turned[id(tensor)] = self._turn(tensor, operand)
+                turned[id(tensor)] = self._turn(tensor, self._places[place])
         if turned:
             args, kwargs = tree_map_only(Tensor, lambda tensor: turned.get(id(tensor), tensor), (args, kwargs))
         return func(*args, **kwargs)

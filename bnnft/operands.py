@@ -4,7 +4,7 @@ No class names are needed: one forward is watched, every operand that could be a
 holds one magnitude (or two values) it is matched with the parameter that it was made of.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -74,10 +74,8 @@ def middles(operand: Tensor, symmetric: bool) -> Tensor:
     return ((rows.amin(1) + rows.amax(1)) / 2).view(-1, *[1] * (operand.dim() - 1))
 
 
-class OperandWatch(Tracking):
-    """Records every operand that could be a weight while active; changes nothing of the run.
-
-    Keeps a copy of each such operand, so use it for one batch and drop it.
+class OperandTracking(Tracking):
+    """Base of modes that know each operand by its place: who watches and who turns must count alike.
 
     Args:
         model: the module that is to run.
@@ -88,7 +86,6 @@ class OperandWatch(Tracking):
         self.parameters = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
         self._sizes = {weight.numel() for weight in self.parameters.values()}
         self._numbers: list[int] = [0]
-        self._seen: dict[tuple[str, int], tuple[str, Tensor, Tensor, bool]] = {}
 
     def entered(self, name: str, inputs: tuple[Tensor, ...]) -> None:
         """Count operands anew in each module."""
@@ -98,12 +95,31 @@ class OperandWatch(Tracking):
         """Go back to the outer module's count."""
         self._numbers.pop()
 
-    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Keep what could be weights, as it is before the operation."""
-        given = tensors((args, kwargs))[:1]
+    def placed(self, func: Any, args: Any, kwargs: Any) -> Iterator[tuple[tuple[str, int], Tensor]]:
+        """Yield what could be weights with its place: the innermost module, and the number within its run."""
         for operand in could_be_weights(func, args, kwargs, self._sizes):
             place = self.within[-1] if self.within else "", self._numbers[-1]
             self._numbers[-1] += 1
+            yield place, operand
+
+
+class OperandWatch(OperandTracking):
+    """Records every operand that could be a weight while active; changes nothing of the run.
+
+    Keeps a copy of each such operand, so use it for one batch and drop it.
+
+    Args:
+        model: the module that is to run.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._seen: dict[tuple[str, int], tuple[str, Tensor, Tensor, bool]] = {}
+
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Keep what could be weights, as it is before the operation."""
+        given = tensors((args, kwargs))[:1]
+        for place, operand in self.placed(func, args, kwargs):
             first = operand is given[0]  # in a product: more likely activations
             self._seen.setdefault(place, (func.__name__, operand, operand.detach().clone(), first))
         return func(*args, **kwargs)

@@ -57,7 +57,7 @@ class TurnedWeight:
     """One weight in its turned state, with what is needed to tell whether somebody else wrote to it since."""
 
     def __init__(self, site: Site, indices: Tensor) -> None:
-        self.site, self.all_indices = site, indices
+        self.site = site
         self.zeros = _Zeros(site, indices) if site.zero is not None else None
         self.indices = indices if self.zeros is None else indices[~self.zeros.among]
         self.address = site.weight.data_ptr()
