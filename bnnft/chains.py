@@ -7,13 +7,14 @@ layer's output is followed to the first tensor of two values.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bnnft.operands import LINEAR_MAPS
 from bnnft.sites import Site
-from bnnft.tracking import Tracking, tensors
+from bnnft.trace import Call, Node, Trace
 
 _ADDING = {"add", "iadd", "radd", "sub", "isub", "rsub", "addcmul", "addcdiv"}
 _SHAPING = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"}
@@ -72,24 +73,19 @@ class Observation:
     outputs: list[Tensor] = field(default_factory=list)
 
 
-class _Node(NamedTuple):
-    operation: str
-    module: str  # innermost module that ran it
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+class _Step(NamedTuple):
+    """From one value to the next by an operation."""
 
-
-class _Call(NamedTuple):
-    module: str
-    number: int  # among all calls of this module
-    outputs: tuple[int, ...]
+    node: Node
+    given: int
+    made: int
 
 
 class _Path(NamedTuple):
     """The way of one run of a layer to its binary neurons; without an end there are none."""
 
     start: int
-    nodes: tuple[_Node, ...] = ()
+    steps: tuple[_Step, ...] = ()
     end: int | None = None
     last: bool = False
 
@@ -97,8 +93,8 @@ class _Path(NamedTuple):
 class _Run(NamedTuple):
     """One run of a layer: calls of its batch norm and activation, and the values before and after them."""
 
-    norm: _Call | None
-    activation: _Call | None
+    norm: Call | None
+    activation: Call | None
     reason: str
     pooled: bool
     before: int
@@ -108,109 +104,69 @@ class _Run(NamedTuple):
         return self.norm.module if self.norm else None, self.activation.module if self.activation else None
 
 
-class Trace(Tracking):
-    """Records which operation made which value from which, while active; changes nothing of the run.
+def find_chains(trace: Trace, sites: Sequence[Site]) -> dict[str, tuple[Chain, Observation]]:
+    """Return for each layer that ran in a traced forward its chain, and what it computed."""
+    return _Chains(trace).of(sites)
 
-    A value is what a tensor held between two writes. The trace keeps a reference to every intermediate result, so use
-    it for one batch and drop it.
 
-    Args:
-        model: the module that is to run.
-    """
+class _Chains:
+    """Follows the values of a trace."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self._starts: list[tuple[tuple[int, ...], int]] = []  # of each running module: its inputs, nodes before it
-        self._values: list[Tensor] = []
-        self._current: dict[int, int] = {}  # identity of a tensor to the value it holds
-        self._nodes: list[_Node] = []
-        self._calls: list[_Call] = []
-        self._runs: dict[str, int] = {}
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
 
-    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run and record one operation."""
-        name, inputs = getattr(func, "__name__", ""), tensors((args, kwargs))
-        numbers = tuple(map(self._number, inputs))
-        versions = [None if tensor.is_inference() else tensor._version for tensor in inputs]
-        result = func(*args, **kwargs)
-        written = []
-        for tensor, version in zip(inputs, versions, strict=True):
-            in_place = name.startswith(("__i", "__setitem")) or (name.endswith("_") and not name.endswith("__"))
-            if (in_place and tensor is inputs[0]) if version is None else tensor._version != version:
-                self._current.pop(id(tensor), None)  # it holds a new value now
-                written.append(tensor)
-        self._record(name.strip("_"), numbers, tuple(map(self._number, (*tensors(result), *written))))
-        return result
-
-    def _number(self, tensor: Tensor) -> int:
-        if id(tensor) not in self._current:
-            self._current[id(tensor)] = len(self._values)
-            self._values.append(tensor)
-        return self._current[id(tensor)]
-
-    def _record(self, operation: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
-        made = tuple(value for value in outputs if value not in inputs)
-        if inputs and made:
-            self._nodes.append(_Node(operation, self.within[-1] if self.within else "", inputs, made))
-
-    def entered(self, name: str, inputs: tuple[Tensor, ...]) -> None:
-        """Take note of what a module is given."""
-        self._starts.append((tuple(map(self._number, inputs)), len(self._nodes)))
-
-    def left(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
-        """Take note of what a module returns."""
-        given, before = self._starts.pop()
-        made = tuple(map(self._number, outputs))
-        reached = set(given)
-        for node in self._nodes[before:]:
-            if not reached.isdisjoint(node.inputs):
-                reached.update(node.outputs)
-        if reached.isdisjoint(made):  # by what is no torch function: an autograd.Function, say
-            self._record(type(module).__name__, given, made)
-        self._calls.append(_Call(name, self._runs.get(name, 0), made))
-        self._runs[name] = self._runs.get(name, 0) + 1
-
-    def chains(self, sites: Sequence[Site]) -> dict[str, tuple[Chain, Observation]]:
+    def of(self, sites: Sequence[Site]) -> dict[str, tuple[Chain, Observation]]:
         """Return for each layer that ran its chain and what it computed."""
-        consumers: dict[int, list[_Node]] = {}
-        for node in self._nodes:
+        consumers: dict[int, list[Node]] = {}
+        for node in self._trace.nodes:
             for value in node.inputs:
                 consumers.setdefault(value, []).append(node)
-        layers = [layer for layer in dict.fromkeys(site.layer for site in sites) if layer in self._runs]
-        forwards = self._runs.get(_common_module(layers), 1)
+        layers = [layer for layer in dict.fromkeys(site.layer for site in sites) if layer in self._trace.runs]
+        forwards = self._trace.runs.get(_common_module(layers), 1)
         found = {}
         for layer in layers:
-            starts = [call.outputs[0] for call in self._calls if call.module == layer and call.outputs]
+            starts = [call.outputs[0] for call in self._trace.calls if call.module == layer and call.outputs]
             paths = [self._follow(start, consumers) for start in starts]
             if paths:
                 found[layer] = self._judge(layer, paths, forwards)
         return found
 
-    def _follow(self, start: int, consumers: Mapping[int, list[_Node]]) -> _Path:
+    def _follow(self, start: int, consumers: Mapping[int, list[Node]]) -> _Path:
         """Walk from a layer's output to the first tensor of two values, breadth first."""
-        ways: dict[int, tuple[_Node, ...]] = {start: ()}
-        reached, last, end = [start], True, None
+        ways: dict[int, tuple[_Step, ...]] = {start: ()}
+        reached, last, ends = [start], True, list[int]()
         while reached:
             value = reached.pop(0)
             for node in consumers.get(value, ()):
-                if node.operation == "linear" or node.operation.startswith(("conv", "matmul", "mm", "bmm", "addmm")):
+                if node.operation.startswith(LINEAR_MAPS):
                     last = False
                     continue
                 for output in node.outputs:
                     if output not in ways:
-                        ways[output] = (*ways[value], node)
+                        ways[output] = (*ways[value], _Step(node, value, output))
                         reached.append(output)
-                        if end is None and self._binary(output, symmetric=True):
-                            end = output
+                        if self._binary(output, symmetric=True):
+                            ends.append(output)
         # class scores can be of one size by themselves, two of them with opposite signs, say
-        if end is None or (last and self._binary(start, symmetric=True)):
+        if not ends or (last and self._binary(start, symmetric=True)):
             return _Path(start, last=last)
+        # the first of two values may be made inside of a module that returns another one made of it
+        returned = {value for call in self._trace.calls for value in call.outputs}
+        same = [end for end in ends if end in returned and self._made_of(end, ends[0], ways[end])]
+        end = same[0] if same else ends[0]
         return _Path(start, ways[end], end)
+
+    def _made_of(self, value: int, first: int, way: tuple[_Step, ...]) -> bool:
+        """Tell whether a value is the first one of two values, or made of it without another shape or more values."""
+        made = [step.made for step in way]
+        between = made[made.index(first) :] if first in made else []
+        shape = self._trace.values[first].shape
+        return bool(between) and all(self._binary(v) and self._trace.values[v].shape == shape for v in between)
 
     def _binary(self, value: int, symmetric: bool = False) -> bool:
         """Tell whether a value holds two numbers only, if asked of equal size, for every sample and neuron."""
-        tensor = self._values[value].detach()
-        if tensor.dim() < 2 or tensor.numel() == 0 or self._current.get(id(self._values[value])) != value:
+        tensor = self._trace.values[value].detach()
+        if tensor.dim() < 2 or tensor.numel() == 0 or not self._trace.holds(value):
             return False
         if not symmetric:
             return bool(((tensor == tensor.max()) | (tensor == tensor.min())).all())
@@ -223,7 +179,7 @@ class Trace(Tracking):
     def _judge(self, layer: str, paths: list[_Path], forwards: int) -> tuple[Chain, Observation]:
         if all(path.end is None for path in paths):
             if all(path.last for path in paths):
-                return Chain(layer, last=True), Observation([self._values[path.start] for path in paths])
+                return Chain(layer, last=True), Observation([self._trace.values[path.start] for path in paths])
             return Chain(layer, reason="its outputs are not binary"), Observation()
         runs = [self._run(path, path.end) for path in paths if path.end is not None]
         first = runs[0]
@@ -234,38 +190,45 @@ class Trace(Tracking):
             reason = reason or "its binary outputs are not the output of a module"
         calls = [self._calls_of([getattr(run, part) for run in runs], forwards) for part in ("norm", "activation")]
         chain = Chain(layer, *first.modules(), reason, False, first.pooled, *calls)
-        return chain, Observation([self._values[r.before] for r in runs], [self._values[r.after] for r in runs])
+        values = self._trace.values
+        return chain, Observation([values[run.before] for run in runs], [values[run.after] for run in runs])
 
     def _run(self, path: _Path, end: int) -> _Run:
         """Find batch norm and activation of one run, and what on the way makes its threshold unknown."""
-        steps = [node for node in path.nodes if not any(self._binary(value) for value in node.outputs)]
-        place = next((number for number, node in enumerate(steps) if node.operation == "batch_norm"), len(steps))
-        before, norms, after = steps[:place], steps[place : place + 1], steps[place + 1 :]
-        pooled = any("max_pool" in node.operation for node in before)
+        steps = [step for step in path.steps if not self._binary(step.made)]
+        place = next((number for number, step in enumerate(steps) if step.node.operation == "batch_norm"), len(steps))
+        before, norms, after = steps[:place], [step.node for step in steps[place : place + 1]], steps[place + 1 :]
+        pooled = any("max_pool" in step.node.operation for step in before)
         early, late = (before, after) if norms or pooled else ([], before)
-        wrong = [n.operation for n in early if n.operation not in _SHAPING and "max_pool" not in n.operation]
-        wrong += [n.operation for n in late if n.operation not in _SHAPING and not self._keeps_signs(n)]
+        shapes = [step.node.operation for step in early]
+        wrong = [operation for operation in shapes if operation not in _SHAPING and "max_pool" not in operation]
+        wrong += [step.node.operation for step in late if not self._keeps_signs(step)]
         reason, norm = "", None
         if norms:
-            norm = next((c for c in self._calls if c.outputs == norms[0].outputs and c.module == norms[0].module), None)
-            if norm is None or not hasattr(self._model.get_submodule(norm.module), "running_mean"):
+            calls = [call for call in self._trace.calls if call.outputs == norms[0].outputs]
+            norm = next((call for call in calls if call.module == norms[0].module), None)
+            if norm is None or not hasattr(self._trace.model.get_submodule(norm.module), "running_mean"):
                 norm, reason = None, "its batch norm is no module"
         if wrong:
             what = "something is added to it" if wrong[0] in _ADDING else f"{wrong[0]} changes it"
             reason = f"{what} before it is binarized, so its threshold is not known"
-        activation = next((call for call in self._calls if end in call.outputs), None)
-        start = before[-1].outputs[0] if before and (norms or pooled) else path.start
+        activation = next((call for call in self._trace.calls if end in call.outputs), None)
+        start = before[-1].made if before and (norms or pooled) else path.start
         return _Run(norm, activation, reason, pooled and not norms, start, end)
 
-    def _keeps_signs(self, node: _Node) -> bool:
-        before, after = (self._values[values[0]].detach() for values in (node.inputs, node.outputs))
-        return node.operation in _SIGN_KEEPING and torch.equal(before.sign(), after.sign())
+    def _keeps_signs(self, step: _Step) -> bool:
+        if step.node.operation in _SHAPING:
+            return True
+        before, after = (self._trace.values[value].detach() for value in (step.given, step.made))
+        known = step.node.operation in _SIGN_KEEPING or self._trace.holds(step.given)
+        added = step.node.operation in _ADDING  # whatever the sum does in this batch
+        return known and not added and torch.equal(before.sign(), after.sign())
 
-    def _calls_of(self, calls: Sequence[_Call | None], forwards: int) -> Calls:
+    def _calls_of(self, calls: Sequence[Call | None], forwards: int) -> Calls:
         known = [call for call in calls if call is not None]
         if not known:
             return Calls()
-        runs = self._runs[known[0].module]
+        runs = self._trace.runs[known[0].module]
         each = runs // forwards if runs % forwards == 0 else runs
         which = tuple(sorted({call.number % each for call in known}))
         return Calls() if which == tuple(range(each)) else Calls(which, each)

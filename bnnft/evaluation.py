@@ -166,9 +166,9 @@ class AccuracyMeter:
 
 
 def evaluation_sites(model: nn.Module, weights: Sequence[str] | None, forward: Callable[[], Any]) -> list[Site]:
-    """Return the binarized weights of a model; where no layer is known, by watching one forward.
+    """Return the binarized weights of a model, also of layers that nobody knows, by watching one forward.
 
-    Weights that were found by watching get their flips in the operand: that is exact whatever the layer does.
+    Weights of the latter get their flips in the operand: that is exact whatever the layer does.
 
     Raises:
         ValueError: there are none.
@@ -180,7 +180,7 @@ def evaluation_sites(model: nn.Module, weights: Sequence[str] | None, forward: C
     sites = watched_sites(model, watch, weights)
     if not sites:
         raise no_sites(model)
-    return [site._replace(in_operand=site.operand is not None) for site in sites]
+    return [site._replace(in_operand=not site.known and site.operand is not None) for site in sites]
 
 
 def checked_maps(maps: int) -> None:

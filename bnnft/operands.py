@@ -10,9 +10,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bnnft.sharding import is_sharded, whole
 from bnnft.tracking import Tracking, tensors
 
-_OPERATIONS = ("linear", "conv", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "embedding")
+# how the names of operations begin that multiply by weights
+LINEAR_MAPS = ("linear", "conv", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "embedding")
 _TOLERANCE = 1e-3  # of magnitudes that count as equal: scales are products of rounded numbers
 _MOST_ZEROS = 0.01  # share of exact zeros, which torch.sign leaves
 _FEWEST = 8  # values in a row or column: fewer look binary by chance
@@ -33,8 +35,10 @@ class Operand(NamedTuple):
         symmetric: the two values are -c and c.
         transposed: the operand is the transpose of the parameter.
         signs: int8, shape of the flattened parameter: on which side of its middle each value lies, 0 for neither.
-        scale: half the distance of the two values for each output neuron: what a flip moves by is twice that.
+        scale: half the distance of the two values for each output neuron, ``None`` if it is 1 for all: a flip moves
+            a neuron by twice that.
         fan_in: number of weights of one output neuron.
+        zero: the sign that the layer makes of a latent of exactly 0, +1 if there was none.
     """
 
     parameter: str
@@ -44,8 +48,9 @@ class Operand(NamedTuple):
     symmetric: bool
     transposed: bool
     signs: Tensor
-    scale: Tensor
+    scale: Tensor | None
     fan_in: int
+    zero: int
 
 
 def could_be_weights(func: Any, args: Any, kwargs: Any, sizes: set[int]) -> tuple[Tensor, ...]:
@@ -54,7 +59,7 @@ def could_be_weights(func: Any, args: Any, kwargs: Any, sizes: set[int]) -> tupl
     The first argument of a linear map or convolution is what the layer is given; a product may have its weight first.
     """
     operation = getattr(func, "__name__", "").strip("_")
-    if not operation.startswith(_OPERATIONS):
+    if not operation.startswith(LINEAR_MAPS):
         return ()
     given = tensors(args[:1]) if operation.startswith(("linear", "conv", "bilinear", "embedding")) else ()
     return tuple(
@@ -138,9 +143,13 @@ class OperandWatch(OperandTracking):
                 # a linear map has its neurons in the rows of the weight, a product with x to its left in the columns
                 rows = copy.t() if copy.dim() == 2 and not operation.startswith(("linear", "conv")) else copy
                 rows = rows.reshape(len(rows), -1)
-                scale = (rows.amax(1) - rows.amin(1)) / 2
-                fan_in = rows.shape[1]
-                found[owner[0]] = Operand(owner[0], module, number, owner[1], symmetric, owner[2], flat, scale, fan_in)
+                half = (rows.amax(1) - rows.amin(1)) / 2
+                scale, fan_in = None if bool((half == 1).all()) else half, rows.shape[1]
+                zeros = flat[whole(self.parameters[owner[0]]).reshape(-1) == 0]
+                zero = int(zeros[0]) if len(zeros) else 1
+                found[owner[0]] = Operand(
+                    owner[0], module, number, owner[1], symmetric, owner[2], flat, scale, fan_in, zero
+                )
         return found
 
 
@@ -174,7 +183,7 @@ def _owner(
     for transposed in (False, True) if signs.dim() == 2 else (False,):
         flat = (signs.t() if transposed else signs).reshape(-1)
         for name, weight in same.items():
-            own = weight.detach().sign().reshape(-1)
+            own = whole(weight).sign().reshape(-1)
             # a constant has no pattern of signs to know it by
             if bool((own * flat >= 0).all()) and bool((own != own[0]).any()):
                 hidden = any(isinstance(v, Tensor) and v.shape == weight.shape for v in vars(weight).values())
@@ -182,7 +191,8 @@ def _owner(
                 return name, how, transposed  # hidden: what every forward writes the parameter from anew
     leaves = _leaves(operand)
     behind = [name for name, weight in same.items() if id(weight) in leaves]
-    if operand.grad_fn is None and not behind:  # without gradients there is no graph: the module's only such parameter
+    sharded = any(map(is_sharded, same.values()))
+    if not behind and (operand.grad_fn is None or sharded):  # no graph, or one of gathered copies: the module's own
         behind = [name for name in same if name.rpartition(".")[0] == module]
     if len(behind) != 1:
         return None

@@ -45,7 +45,7 @@ def watch(model: nn.Module, chains: Sequence[Chain], graph: bool = False) -> Ite
 
     Args:
         model: the module that the chains' names belong to.
-        chains: from :meth:`bnnft.chains.Trace.chains`.
+        chains: from :func:`bnnft.chains.find_chains`.
         graph: keep the outputs attached to the autograd graph, and let them require gradients.
 
     Yields:

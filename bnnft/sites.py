@@ -1,8 +1,8 @@
 """Which parameters of a model hold stored bits."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,17 @@ class Site(NamedTuple):
         weight: the latent weight.
         position: its place among all parameters of the model; part of the key of its random bits, so that a
             weight gets the same flips whichever others are selected with it.
-        operand: where the model computes with it, for weights that were found by watching.
+        known: its layer is known to make its bits of the latent's signs.
+        zero: the sign that the layer makes of a latent of exactly 0; ``None`` where its sign bit is the bit.
+        operand: where the model computes with it, if it was watched.
         in_operand: turn the bits there, and not in the latent weight.
     """
 
     name: str
     weight: nn.Parameter
     position: int
+    known: bool = False
+    zero: int | None = None
     operand: Operand | None = None
     in_operand: bool = False
 
@@ -39,30 +43,49 @@ class Site(NamedTuple):
         """Number of weights of one output neuron."""
         return self.weight.numel() // len(self.weight) if self.operand is None else self.operand.fan_in
 
-    @property
-    def zero(self) -> int | None:
-        """The sign that the layer makes of a latent of exactly 0; ``None`` where its sign bit is the bit."""
-        if self.operand is None:
-            return None
-        zeros = self.operand.signs[self.weight.detach().reshape(-1) == 0]
-        return int(zeros[0]) if len(zeros) else 1
+
+# What a rule returns: attributes of a module that hold binarized latent weights, and what its layer makes of zeros.
+_Latents = Mapping[str, int | None]
 
 
-def _own_layers(module: nn.Module) -> Iterable[str]:
-    return ("weight",) if isinstance(module, BinaryLinear | BinaryConv2d) else ()
+def _own_layers(module: nn.Module) -> _Latents:
+    return {"weight": None} if isinstance(module, BinaryLinear | BinaryConv2d) else {}
 
 
-# a rule names the attributes of a module that hold binarized latent weights
-_RULES: tuple[Callable[[nn.Module], Iterable[str]], ...] = (_own_layers,)
+def _brevitas(module: nn.Module) -> _Latents:
+    proxy = getattr(module, "weight_quant", None)
+    quantizer = getattr(proxy, "tensor_quant", None)
+    name = getattr(quantizer, "original_name", type(quantizer).__name__)  # the first where it is compiled
+    ours = type(proxy).__module__.startswith("brevitas.") and name in ("BinaryQuant", "ClampedBinaryQuant")
+    return {"weight": 1} if ours else {}
 
 
-def _known(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _bitorch(module: nn.Module) -> _Latents:
+    # of linear layers, and of convolutions
+    quantizer: Any = getattr(module, "weight_quantization", getattr(module, "_weight_quantize", None))
+    if not type(quantizer).__module__.startswith("bitorch.") or quantizer.bit_width != 1:
+        return {}
+    zeros = {"Sign": 1, "ApproxSign": 1, "SwishSign": 1, "SteHeaviside": -1, "WeightDoReFa": -1}
+    name = type(quantizer).__name__
+    return {"weight": zeros[name]} if name in zeros else {}  # others are binary in eval mode only, or never
+
+
+_RULES: tuple[Callable[[nn.Module], _Latents], ...] = (_own_layers, _brevitas, _bitorch)
+
+
+class _Known(NamedTuple):
+    name: str
+    weight: nn.Parameter
+    zero: int | None
+
+
+def _known(model: nn.Module) -> Iterator[_Known]:
     for prefix, module in model.named_modules():
         for rule in _RULES:
-            for attribute in rule(module):
+            for attribute, zero in rule(module).items():
                 weight = getattr(module, attribute)
                 if isinstance(weight, nn.Parameter):
-                    yield f"{prefix}.{attribute}" if prefix else attribute, weight
+                    yield _Known(f"{prefix}.{attribute}" if prefix else attribute, weight, zero)
 
 
 def binarized_weights(model: nn.Module, weights: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
@@ -87,7 +110,7 @@ def binarized_weights(model: nn.Module, weights: Sequence[str] | None = None) ->
         >>> list(binarized_weights(model)), list(binarized_weights(model, ["2", "3.weight"]))
         (['0.weight', '2.weight'], ['2.weight', '3.weight'])
     """
-    known = {id(weight): name for name, weight in reversed(list(_known(model)))}  # the first name of a tied weight
+    known = {id(weight): name for name, weight, _ in reversed(list(_known(model)))}  # the first name of a tied weight
     chosen = set(known)
     if weights is not None:
         chosen = set().union(*(_matches(model, pattern) for pattern in _patterns(weights)))
@@ -103,7 +126,7 @@ def _patterns(weights: Sequence[str]) -> Sequence[str]:
 
 def _matches(model: nn.Module, pattern: str) -> set[int]:
     """Return the identities of the parameters that a pattern selects: known weights first, else any."""
-    known = list(_known(model))
+    known = [(name, weight) for name, weight, _ in _known(model)]
     found = {id(w) for name, w in known if any(fnmatchcase(n, pattern) for n in (name, name.rpartition(".")[0]))}
     everything = model.named_parameters(remove_duplicate=False)
     found = found or {id(w) for name, w in everything if fnmatchcase(name, pattern) and w.is_floating_point()}
@@ -117,9 +140,19 @@ def _matches(model: nn.Module, pattern: str) -> set[int]:
 
 def known_sites(model: nn.Module, weights: Sequence[str] | None = None) -> list[Site]:
     """Return the sites of :func:`binarized_weights`, none if there are none."""
-    found = binarized_weights(model, weights)
-    positions = {id(weight): position for position, weight in enumerate(model.parameters())}
-    return [Site(name, weight, positions[id(weight)]) for name, weight in found.items()]
+    return _sites(model, {id(weight): name for name, weight in binarized_weights(model, weights).items()}, {})
+
+
+def _sites(model: nn.Module, chosen: Mapping[int, str], operands: Mapping[str, Operand]) -> list[Site]:
+    """Return the sites of chosen parameters, given by their identities, with the names that they are to have."""
+    zeros = {id(known.weight): known.zero for known in _known(model)}
+    sites = []
+    for position, (name, weight) in enumerate(model.named_parameters()):
+        if id(weight) in chosen:
+            operand, known = operands.get(name), id(weight) in zeros
+            zero = zeros[id(weight)] if known else operand.zero if operand is not None else None
+            sites.append(Site(chosen[id(weight)], weight, position, known, zero, operand))
+    return sites
 
 
 def find_sites(model: nn.Module, weights: Sequence[str] | None = None) -> list[Site]:
@@ -160,12 +193,7 @@ def watched_sites(
         for name in operands:
             if watch.parameters[name].dim() > 1 or biases:
                 chosen.setdefault(id(watch.parameters[name]), name)
-    own = {id(weight) for _, weight in _known(model)}
-    return [
-        Site(chosen[id(w)], w, position, None if id(w) in own else operands.get(name))
-        for position, (name, w) in enumerate(model.named_parameters())
-        if id(w) in chosen
-    ]
+    return _sites(model, chosen, operands)
 
 
 def find_binarized_weights(

@@ -26,12 +26,12 @@ class Tracking(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._model = model
+        self.model = model
         self.within: list[str] = []  # qualified names of the modules that run now, the innermost last
         self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
-        for name, module in self._model.named_modules():
+        for name, module in self.model.named_modules():
             enter, leave = partial(self._enter, name), partial(self._leave, name)
             self._hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             # always: an error in a forward must not leave its name on the stack

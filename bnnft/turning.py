@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from bnnft.sharding import local_part
 from bnnft.sites import Site
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -37,7 +38,7 @@ def turn_signs(values: Tensor, indices: Tensor) -> None:
         >>> values
         tensor([-1., 0., 3.])
     """
-    memory, places = _memory(values, indices)
+    memory, places = _memory(*local_part(values, indices))
     # Adding the sign bit to an integer turns this bit and no other (the carry falls off): an exclusive or that
     # reads and writes in one pass.
     sign_bit = torch.tensor(torch.iinfo(memory.dtype).min, dtype=memory.dtype, device=memory.device)
@@ -57,24 +58,25 @@ class TurnedWeight:
     """One weight in its turned state, with what is needed to tell whether somebody else wrote to it since."""
 
     def __init__(self, site: Site, indices: Tensor) -> None:
-        self.site = site
-        self.zeros = _Zeros(site, indices) if site.zero is not None else None
+        self.site, self.drawn = site, indices
+        self.weight, indices = local_part(site.weight, indices)
+        self.zeros = _Zeros(self.weight, indices, site.zero) if site.zero is not None else None
         self.indices = indices if self.zeros is None else indices[~self.zeros.among]
-        self.address = site.weight.data_ptr()
-        self.signs = ~_signs(site.weight, self.indices)  # as they are while turned
+        self.address = self.weight.data_ptr()
+        self.signs = ~_signs(self.weight, self.indices)  # as they are while turned
         self.version: int | None = None  # known once the bits are turned for certain
-        _open.setdefault(site.weight, []).append(self)
+        _open.setdefault(self.weight, []).append(self)
 
     def turn(self) -> None:
         """Turn the bits."""
         if self.zeros is not None:
             self.zeros.turn()
         self._write(self.indices)
-        self.version = _version(self.site.weight)
+        self.version = _version(self.weight)
 
     def turn_back(self) -> str | None:
         """Restore the weight and return what was wrong with it, if anything."""
-        weight, indices, interrupted = self.site.weight, self.indices, self.version is None
+        weight, indices, interrupted = self.weight, self.indices, self.version is None
         if weight.data_ptr() != self.address:
             self._close()
             return f"{self.site.name}: its memory was replaced"
@@ -91,22 +93,22 @@ class TurnedWeight:
 
     def clean(self, copy: Tensor) -> None:
         """Take the flips out of a copy of the weight."""
-        turn_signs(copy, self.indices)
+        turn_signs(copy, self.drawn if self.zeros is None else self.indices)
         if self.zeros is not None:
             copy.view(-1)[self.zeros.indices] = self.zeros.values
 
     def _write(self, indices: Tensor) -> None:
         """Turn signs, and let the other turned states of this weight know that it was us."""
-        before = _version(self.site.weight)
-        turn_signs(self.site.weight, indices)
-        for other in _open.get(self.site.weight, ()):
+        before = _version(self.weight)
+        turn_signs(self.weight, indices)
+        for other in _open.get(self.weight, ()):
             if other is not self:
                 other.signs ^= torch.isin(other.indices, indices, assume_unique=True)
                 if other.version == before:
-                    other.version = _version(self.site.weight)
+                    other.version = _version(self.weight)
 
     def _close(self) -> None:
-        states = _open.get(self.site.weight, [])
+        states = _open.get(self.weight, [])
         if self in states:
             states.remove(self)
 
@@ -114,17 +116,21 @@ class TurnedWeight:
 class _Zeros:
     """Latent weights of exactly 0 in a layer that reads their sign from a comparison: they have no bit to turn.
 
-    What turns them is a tiny value of the sign opposite to what the layer makes of a zero.
+    What turns them is a small value of the sign opposite to what the layer makes of a zero: as small as survives next
+    to the largest weight, since some layers divide by that and round.
     """
 
-    def __init__(self, site: Site, indices: Tensor) -> None:
-        flat = site.weight.detach().reshape(-1)[indices]
+    def __init__(self, weight: Tensor, indices: Tensor, sign: int) -> None:
+        flat = weight.detach().reshape(-1)[indices]
         self.among = flat == 0
-        self.weight, self.indices, self.values = site.weight, indices[self.among], flat[self.among]
-        self.tiny = -(site.zero or 0) * torch.finfo(flat.dtype).tiny
+        self.weight, self.indices, self.values = weight, indices[self.among], flat[self.among]
+        self.sign = sign
 
     def turn(self) -> None:
-        self._put(torch.full_like(self.values, self.tiny))
+        if self.indices.numel():
+            largest = self.weight.detach().abs().max()
+            small = 4 * torch.finfo(largest.dtype).eps * torch.where(largest > 0, largest, 1.0)
+            self._put((-self.sign * small).to(self.values.dtype).expand_as(self.values))
 
     def turn_back(self) -> None:
         self._put(self.values)

@@ -28,7 +28,7 @@ def small_data(samples=48, inputs=12, classes=3, seed=1):
 
 
 def loader(batch_size=8, shuffle=False, **kwargs):
-    return DataLoader(small_data(**kwargs), batch_size, shuffle=shuffle)
+    return DataLoader(small_data(**kwargs), batch_size=batch_size, shuffle=shuffle)
 
 
 class Project(LightningModule):

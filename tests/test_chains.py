@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnnft.chains import Calls, Chain, Trace
+from bnnft.chains import Calls, Chain, find_chains
 from bnnft.model import FC, VGG3
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear, binarize
 from bnnft.sites import find_sites
+from bnnft.trace import Trace
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def traced(model, inputs):
     model.eval()
     with torch.no_grad(), Trace(model) as trace:
         model(inputs)
-    return trace.chains(find_sites(model))
+    return find_chains(trace, find_sites(model))
 
 
 def chains_of(model, inputs):
@@ -253,7 +254,7 @@ def test_each_layer_has_the_runs_that_are_its_own(network, hidden, forwards):
     with torch.no_grad(), Trace(model) as trace:
         for _ in range(forwards):
             model(vectors())
-    chains = {layer: chain for layer, (chain, _) in trace.chains(find_sites(model)).items()}
+    chains = {layer: chain for layer, (chain, _) in find_chains(trace, find_sites(model)).items()}
     assert chains == {chain.layer: chain for chain in hidden} | {"fc3": Chain("fc3", last=True)}
 
 
@@ -475,4 +476,4 @@ def test_compiled_network_is_traced_too():
         compiled(vectors())
         with Trace(model) as trace:
             compiled(vectors())
-    assert trace.chains(find_sites(model))["fc1"][0] == Chain("fc1", "norm1", "sign1")
+    assert find_chains(trace, find_sites(model))["fc1"][0] == Chain("fc1", "norm1", "sign1")

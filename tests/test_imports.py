@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    {"nn", "ber", "plots", "tracking"},
-    {"operands"},
+    {"nn", "ber", "plots", "sharding", "tracking"},
+    {"operands", "trace"},
     {"operand_flips", "sites", "model"},
     {"chains", "turning"},
     {"injection", "probes"},

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from bnnft.ber import ErrorModel, Key
-from bnnft.callbacks.rich_logging import curve_table, log_curve
+from bnnft.callbacks.rich_logging import curve_table, log_curve, log_merged
 from bnnft.evaluation import (
     AccuracyMeter,
     BERCurve,
@@ -103,7 +103,7 @@ class AccuracyOverBER(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the accuracy under the error model."""
         if self._meter is not None:
-            pl_module.log("val/acc_faulty", self._finish(trainer, [0.0]).mean[0], prog_bar=True)
+            log_merged(pl_module, {"val/acc_faulty": self._finish(trainer, [0.0]).mean[0]}, prog_bar=True)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the curve, and save it."""
@@ -111,7 +111,7 @@ class AccuracyOverBER(Callback):
         axis = "ber" if self.axis == "rate" else self.axis
         means = zip(self.curve.rates, self.curve.mean, strict=True)
         values = {f"test/acc_{axis}_{rate:g}".replace(".", "p"): mean for rate, mean in means}
-        pl_module.log_dict({**values, f"test/tolerable_{axis}": self.curve.tolerable_ber(self.drop)})
+        log_merged(pl_module, {**values, f"test/tolerable_{axis}": self.curve.tolerable_ber(self.drop)})
         if trainer.is_global_zero:
             log_curve(trainer, "test", self.curve)
             if self.save_dir is not None:

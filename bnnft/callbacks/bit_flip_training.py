@@ -6,12 +6,15 @@ from typing import Any, Literal, get_args
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from bnnft.ber import ErrorModel, Key, as_error_model
 from bnnft.callbacks.proof import find_faults, stored_signs
 from bnnft.injection import Gradient, TurnedBits, checked_gradient, draw_flips
 from bnnft.operands import OperandWatch
+from bnnft.sharding import flattened_by
 from bnnft.sites import Site, binarized_weights, known_sites, no_sites, watched_sites
 
 How = Literal["latent", "operand", "auto"]
@@ -33,14 +36,16 @@ class BitFlipTraining(Callback):
         gradient: of a flipped weight, ``"straight_through"`` or ``"exact"``, see :func:`bnnft.flipped`.
         seed: of the random bits, >= 0.
         weights: patterns that select weights, see :func:`bnnft.binarized_weights`; without them all that are found.
-        how: where layers of others get their flips: in the ``"latent"`` weight, whose sign is the bit in most layers,
-            or in the ``"operand"`` of the linear map or convolution itself, which is exact for every binarizer but
-            costs a little in each operation; ``"auto"`` takes the operand where the latent proves inexact.
+        how: where the flips go: into the ``"latent"`` weight, whose sign is the bit in most layers, or into the
+            ``"operand"`` of the linear map or convolution itself, which is exact for every binarizer but costs a
+            little in each operation and runs compiled modules uncompiled; ``"auto"`` takes the operand where the
+            latent proves inexact.
         biases: flip binary biases too.
 
     Raises:
         TypeError, ValueError: an argument is out of range; after the first batch, the model has no such weights.
-        RuntimeError: a layer did not compute with the drawn flips, with how many bits were missed or turned unasked.
+        RuntimeError: a layer did not compute with the drawn flips, with how many bits were missed or turned unasked;
+            the weights are sharded by FSDP1 or ZeRO-3; they are updated during backward and ``how="latent"``.
 
     Source: Hirtzlin et al. 2019, arXiv 1904.03652; Buschjaeger et al. 2020, arXiv 2002.00909.
 
@@ -72,6 +77,7 @@ class BitFlipTraining(Callback):
         self._watches_left = 2
         self._draws = 0
         self._turned: TurnedBits | None = None
+        self._hooks: list[RemovableHandle] = []
 
     @property
     def state_key(self) -> str:
@@ -88,8 +94,18 @@ class BitFlipTraining(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the weights of known layers."""
+        if flattened := flattened_by(trainer.strategy.model or pl_module):
+            raise RuntimeError(
+                f"BitFlipTraining can't work under {flattened}: it flattens weights of several layers into shards, "
+                "where no bit has a place of its own, neither in the latent weight nor in an operand. "
+                "DDP and FSDP2 (ModelParallelStrategy) work"
+            )
         binarized_weights(pl_module, self.weights)  # raises for a pattern that matches nothing
-        self._sites, self._watches_left = known_sites(pl_module, self.weights), 2
+        known = [] if self.how == "operand" else known_sites(pl_module, self.weights)
+        if self.how == "auto":
+            known = [site for site in known if not _stepped_in_backward(site)]
+        _check_steps(known)
+        self._sites, self._watches_left = known, 2
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             rank_zero_warn(
                 "LBFGS evaluates a batch several times in one step; only the first evaluation sees flips, "
@@ -113,8 +129,14 @@ class BitFlipTraining(Callback):
             self._finish(pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Put the bits back before any update: with manual optimization, or when there was no backward."""
+        """Put the bits back before any update: with manual optimization, or when there was no backward.
+
+        With manual optimization the batch may go on after the step, with another optimizer, say: its next forward
+        sees the same flips again.
+        """
         self._finish(pl_module)
+        if not pl_module.automatic_optimization:
+            self._hooks.append(optimizer.register_step_post_hook(lambda *args: self._expect_forward(pl_module)))
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Put the bits back if no step was made."""
@@ -137,7 +159,19 @@ class BitFlipTraining(Callback):
         if self._turned is not None:
             checkpoint["state_dict"] = self._turned.clean(pl_module, checkpoint["state_dict"])
 
+    def _expect_forward(self, pl_module: LightningModule) -> None:
+        modules = set(pl_module.modules())
+
+        def turn_again(module: nn.Module, args: Any) -> None:
+            if module in modules and self._turned is None:
+                sites = [site for site in self._sites if site.name in self._flips]
+                self._turned = TurnedBits(sites, self._flips, self.gradient, pl_module)
+
+        self._hooks.append(register_module_forward_pre_hook(turn_again))
+
     def _restore(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
         watch, self._watch = self._watch, None
         try:
             if self._turned is not None:
@@ -158,7 +192,7 @@ class BitFlipTraining(Callback):
     def _learn(self, module: LightningModule, watch: OperandWatch, faults: dict[str, str]) -> None:
         """Take sites from the first watched batch; after the second, all of them are proven."""
         if self._watches_left == 2:
-            known = {site.name for site in self._sites if site.operand is None}
+            known = {site.name for site in self._sites}
             found = watched_sites(module, watch, self.weights, self.biases)
             if not found:
                 raise no_sites(module)
@@ -173,17 +207,35 @@ class BitFlipTraining(Callback):
                 f"these layers did not compute with the drawn flips ({'; '.join(faults.values())}): the sign of their "
                 "latent weight is not the bit. BitFlipTraining(..., how='operand') turns the bits where they are used"
             )
+        _check_steps(self._sites)
 
     def _placed(self, site: Site, faults: dict[str, str]) -> Site:
         """Decide where a site gets its flips; a latent that is not the bit counts as a fault."""
         if site.operand is None:
             return site
-        if self._watches_left == 2 and self.how == "latent" and site.operand.how == "graph":
+        # of a weight that was turned already, the proof tells, and the signs were compared with flipped ones
+        unlike = self._watches_left == 2 and site.name not in self._flips and site.operand.how == "graph"
+        if unlike and self.how == "latent":
             faults[site.name] = f"{site.name}: its operand has other signs"
-        inexact = site.operand.how == "graph" or site.name in faults
+        inexact = unlike or site.name in faults or _stepped_in_backward(site)
         return site._replace(in_operand=self.how == "operand" or (self.how == "auto" and (inexact or site.in_operand)))
 
     def _report(self, module: LightningModule) -> None:
         bits = sum(site.weight.numel() for site in self._sites)
         names = ", ".join(f"{site.name} ({'operand' if site.in_operand else 'latent'})" for site in self._sites)
         rank_zero_info(f"BitFlipTraining: {self.error_model} on {bits:,} bits in {names}")
+
+
+def _stepped_in_backward(site: Site) -> bool:
+    return bool(getattr(site.weight, "_post_accumulate_grad_hooks", None))
+
+
+def _check_steps(sites: Sequence[Site]) -> None:
+    """Raise RuntimeError for a weight that an optimizer may write to while its bits are turned."""
+    stepped = [site.name for site in sites if not site.in_operand and _stepped_in_backward(site)]
+    if stepped:
+        raise RuntimeError(
+            f"{', '.join(stepped)}: a hook that runs when the gradient is accumulated, as of an optimizer in backward, "
+            "may write to this weight while its bits are turned. BitFlipTraining(..., how='operand') never turns them "
+            "in the weight"
+        )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bnnft.operands import OperandWatch
+from bnnft.sharding import whole
 from bnnft.sites import Site
 
 
@@ -13,7 +14,7 @@ def stored_signs(sites: Sequence[Site]) -> dict[str, Tensor]:
     """Return the signs that layers make of their clean latent weights, int8 and flat, by the sites' names."""
     signs = {}
     for site in sites:
-        flat = site.weight.detach().reshape(-1)
+        flat = whole(site.weight).reshape(-1)
         signs[site.name] = torch.where(flat.signbit(), -1, 1).to(torch.int8)
         if site.zero is not None:
             signs[site.name][flat == 0] = site.zero

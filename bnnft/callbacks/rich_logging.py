@@ -1,10 +1,11 @@
-"""Log what is more than a number to every logger that can take it, without importing any of them."""
+"""Log what was measured on all processes together; what is more than a number, to every logger that can take it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
+from torch import Tensor
 
 from bnnft.evaluation import BERCurve
 from bnnft.metrics import Histogram
@@ -12,6 +13,26 @@ from bnnft.metrics import Histogram
 
 def _has(logger: Any, method: str) -> bool:
     return callable(getattr(logger.experiment, method, None))
+
+
+def short_names(layers: Sequence[str]) -> dict[str, str]:
+    """Return names for the log: without the prefix that all layers share, and without dots.
+
+    Example:
+        >>> short_names(["model.fc1", "model.block.fc"])
+        {'model.fc1': 'fc1', 'model.block.fc': 'block_fc'}
+    """
+    parts = [layer.split(".") for layer in layers]
+    shared = 0
+    while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
+        shared += 1
+    return {layer: "_".join(part[shared:]) for layer, part in zip(layers, parts, strict=True)}
+
+
+def log_merged(pl_module: LightningModule, values: Mapping[str, float | Tensor], prog_bar: bool = False) -> None:
+    """Log numbers that are merged over processes already."""
+    # their maximum is each of them; not asking for any reduction makes Lightning warn about every single one
+    pl_module.log_dict(dict(values), prog_bar=prog_bar, sync_dist=True, reduce_fx="max")
 
 
 def log_histograms(trainer: Trainer, histograms: dict[str, Histogram]) -> None:

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric, MetricCollection
 
-from bnnft.callbacks.rich_logging import log_histograms
+from bnnft.callbacks.rich_logging import log_histograms, log_merged, short_names
 from bnnft.callbacks.training_loss import training_loss
-from bnnft.chains import Chain, Observation, Trace
+from bnnft.chains import Chain, Observation, find_chains
 from bnnft.metrics import ClassMargin, Histogram, ImportanceVariance, Margin, neuron_importance
 from bnnft.operands import OperandWatch
 from bnnft.probes import thresholds, watch
 from bnnft.sites import Site, binarized_weights, no_sites, watched_sites
+from bnnft.trace import Trace
 
 
 class ToleranceMetrics(Callback):
@@ -125,7 +126,7 @@ class ToleranceMetrics(Callback):
     def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Stop watching, and forget the module."""
         self._close()
-        self._chains, self._collections, self._active = {}, {}, False
+        self._chains, self._sites, self._collections, self._active = {}, {}, {}, False
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._active = not trainer.sanity_checking
@@ -148,9 +149,12 @@ class ToleranceMetrics(Callback):
     def _open(self, pl_module: LightningModule) -> None:
         if not self._active:
             return
-        if not self._chains:
-            self._operands, self._trace = OperandWatch(pl_module), Trace(pl_module)
+        scaled = any(site.operand is not None and site.operand.scale is not None for site in self._sites.values())
+        if not self._chains or (scaled and not self._batches):  # scales move with the weights: anew in each epoch
+            self._operands = OperandWatch(pl_module)
             self._operands.__enter__()
+        if not self._chains:
+            self._trace = Trace(pl_module)
             self._trace.__enter__()
         self._watch = watch(pl_module, list(self._chains.values()) or self._named)
         self._seen = self._watch.__enter__()
@@ -166,8 +170,10 @@ class ToleranceMetrics(Callback):
             return
         trace, operands = self._trace, self._operands
         self._close()
-        if trace is not None and operands is not None:
-            self._learn(pl_module, trace, operands)
+        if operands is not None:
+            self._sites = {site.layer: site for site in watched_sites(pl_module, operands, self.weights)}
+        if trace is not None:
+            self._learn(pl_module, trace)
         if not self._collections:
             self._collections = {layer: self._collection(chain) for layer, chain in self._chains.items()}
         for layer, collection in self._collections.items():
@@ -181,16 +187,14 @@ class ToleranceMetrics(Callback):
             self._take_in_importance(trainer, pl_module, batch)
         self._batches += 1
 
-    def _learn(self, pl_module: LightningModule, trace: Trace, operands: OperandWatch) -> None:
+    def _learn(self, pl_module: LightningModule, trace: Trace) -> None:
         """Take chains and first values from the watched batch; chains that the user named win."""
-        sites = watched_sites(pl_module, operands, self.weights)
-        if not sites:
+        if not self._sites:
             raise no_sites(pl_module)
-        self._sites = {site.layer: site for site in sites}
         strangers = [chain.layer for chain in self._named if chain.layer not in self._sites]
         if strangers:
             raise ValueError(f"chains: {strangers[0]!r} is no binarized layer; there are {', '.join(self._sites)}")
-        found = trace.chains(sites)
+        found = find_chains(trace, list(self._sites.values()))
         self._chains = {layer: chain for layer, (chain, _) in found.items()} | {c.layer: c for c in self._named}
         self._seen = {layer: seen for layer, (_, seen) in found.items()} | self._seen
         self._judge(pl_module)
@@ -228,14 +232,16 @@ class ToleranceMetrics(Callback):
 
     def _streams(self, pl_module: LightningModule, chain: Chain) -> list[dict[str, Any]]:
         site, values = self._sites[chain.layer], self._seen[chain.layer].preactivations
-        scale = torch.ones(1, device=pl_module.device) if site.operand is None else site.operand.scale
         if chain.reason:
             return []
-        # a flip moves the pre-activation by twice the layer's scale: in units of the scale it is what it is without
-        values = [value / scale.view(-1, *[1] * (value.dim() - 2)) for value in values]
+        threshold = 0.0 if chain.norm is None else thresholds(pl_module.get_submodule(chain.norm))
+        scale = None if site.operand is None else site.operand.scale
+        if scale is not None:
+            # a flip moves the pre-activation by twice the layer's scale: in units of the scale it is what it is without
+            values = [value / scale.view(-1, *[1] * (value.dim() - 2)) for value in values]
+            threshold = threshold / scale
         if chain.last:
             return [{"scores": scores, "fan_in": site.fan_in} for scores in values]
-        threshold = 0.0 if chain.norm is None else thresholds(pl_module.get_submodule(chain.norm)) / scale
         return [{"preactivations": value, "thresholds": threshold, "fan_in": site.fan_in} for value in values]
 
     def _take_in_importance(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
@@ -271,7 +277,7 @@ class ToleranceMetrics(Callback):
                 elif not isinstance(value, Tensor) or value.numel() == 1:
                     numbers[f"{stage}/{key}/{names[layer]}"] = value
             collection.reset()
-        pl_module.log_dict(numbers)
+        log_merged(pl_module, numbers)
         if trainer.is_global_zero:
             log_histograms(trainer, histograms)
         self._active = False
@@ -283,17 +289,3 @@ def _arguments(metric: Metric) -> set[str]:
 
 def _takes(metric: Metric, argument: str) -> bool:
     return argument in _arguments(metric)
-
-
-def short_names(layers: Sequence[str]) -> dict[str, str]:
-    """Return names for the log: without the prefix that all layers share, and without dots.
-
-    Example:
-        >>> short_names(["model.fc1", "model.block.fc"])
-        {'model.fc1': 'fc1', 'model.block.fc': 'block_fc'}
-    """
-    parts = [layer.split(".") for layer in layers]
-    shared = 0
-    while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
-        shared += 1
-    return {layer: "_".join(part[shared:]) for layer, part in zip(layers, parts, strict=True)}

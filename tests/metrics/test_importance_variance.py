@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from bnnft.chains import Chain, Trace
+from bnnft.chains import Chain, find_chains
 from bnnft.metrics import ImportanceVariance, importance_variance, neuron_importance
 from bnnft.model import FC, VGG3
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
 from bnnft.sites import find_sites
+from bnnft.trace import Trace
 
 SAMPLES, CLASSES = 5, 3
 
@@ -37,7 +38,7 @@ def batch(samples=SAMPLES):
 def chains_of(model):
     with torch.no_grad(), Trace(model) as trace:
         model(batch()[0])
-    found = trace.chains(find_sites(model))
+    found = find_chains(trace, find_sites(model))
     return {layer: chain for layer, (chain, _) in found.items() if chain.activation is not None}
 
 
@@ -191,7 +192,7 @@ def test_importance_is_of_neurons_wherever_their_dimension_is(layers, shape, neu
     inputs = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), Trace(model) as trace:
         model(inputs)
-    chains = {"0": trace.chains(find_sites(model))["0"][0]}
+    chains = {"0": find_chains(trace, find_sites(model))["0"][0]}
     importance = neuron_importance(model, chains, lambda: model(inputs).flatten(1).sum(1), estimator)
     assert importance["0"].shape == (SAMPLES, neurons)
 

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from bnnft.chains import Trace
+from bnnft.chains import find_chains
 from bnnft.metrics import Margin, margin
 from bnnft.model import VGG3
 from bnnft.nn import BinaryActivation, BinaryLinear
 from bnnft.probes import thresholds, watch
 from bnnft.sites import find_sites
+from bnnft.trace import Trace
 
 SHAPES = [(7, 5), (4, 5, 3), (3, 5, 4, 2)]
 DEAD = torch.tensor([0.3, -math.inf, -2.6, math.inf, 5.7])
@@ -177,7 +178,7 @@ def test_margins_of_a_network_with_pooling_before_batch_norm(randomized):
     inputs = random(5, 2, 8, 8, scale=1.0)
     with torch.no_grad(), Trace(model) as trace:
         model(inputs)
-    chains = {layer: chain for layer, (chain, _) in trace.chains(find_sites(model)).items() if not chain.last}
+    chains = {layer: chain for layer, (chain, _) in find_chains(trace, find_sites(model)).items() if not chain.last}
     with torch.no_grad(), watch(model, list(chains.values())) as seen:
         model(inputs)
     first, second = seen["conv1"].outputs[0], seen["conv2"].outputs[0]

@@ -1,0 +1,74 @@
+"""Train a small project on several processes: ``python distributed.py STRATEGY PROCESSES FOLDER [HOW]``.
+
+Every process writes what it saw into the folder: the signs of the weights in each forward, and its last weights.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from networks import Project, loader, trainer
+from patterns import Centred, SignFunction
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
+from bnnft.nn import BinaryActivation, BinaryLinear
+
+
+def whole(weight):
+    """All values of a weight, also where each process holds a part."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+class Recording(Project):
+    """No batch norm, whose statistics would be those of a process; plain gradient descent, which adds up."""
+
+    def __init__(self, folder, layer, lr):
+        torch.manual_seed(0)
+        net = nn.Sequential(layer(12, 16), BinaryActivation(), layer(16, 16), BinaryActivation(), nn.Linear(16, 3))
+        super().__init__(net, lr)
+        self.folder, self.signs = folder, []
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    def configure_model(self):
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.net[0].weight, DTensor):
+            from torch.distributed.fsdp import fully_shard
+
+            for layer in (self.net[0], self.net[2], self.net):
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.training:  # not when its loss is asked for in validation
+            self.signs.append([whole(self.net[i].weight).detach().sign().to(torch.int8) for i in (0, 2)])
+        return super().training_step(batch, batch_idx)
+
+    def on_train_end(self):
+        weights = {name: whole(weight).detach().clone() for name, weight in self.named_parameters()}
+        torch.save((self.signs, weights), Path(self.folder) / f"rank{self.global_rank}.pt")
+
+    def on_test_end(self):
+        if self.trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            torch.save(metrics, Path(self.folder) / "metrics.pt")
+
+
+def main(strategy, processes, folder, how="latent", layer="BinaryLinear", lr="0.1"):
+    layers = {"SignFunction": SignFunction, "Centred": Centred}
+    kind = layers.get(layer, lambda inputs, outputs: BinaryLinear(inputs, outputs, bias=False))
+    if strategy == "fsdp2":
+        strategy = ModelParallelStrategy(data_parallel_size=int(processes), tensor_parallel_size=1)
+    callbacks = [BitFlipTraining(0.2, how=how), ToleranceMetrics(), AccuracyOverBER([0, 0.1, 0.3], maps=2)]
+    # one batch an epoch: Lightning shuffles the data of distributed training
+    run = trainer(folder, callbacks, strategy=strategy, devices=int(processes), max_epochs=6)
+    module, data = Recording(folder, kind, float(lr)), loader(48 // int(processes))
+    run.fit(module, data, data)
+    run.test(module, data, verbose=False)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])

@@ -1,0 +1,105 @@
+"""bitorch 0.4.1: its one bit layers are known, and its own example trains as it is with the callbacks added."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from libraries import RATE, Noting, by_hand, exactly_the_drawn_bits
+from networks import equal_states, loader, state, trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bnnft
+from bnnft.ber import Independent
+from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
+from bnnft.injection import TurnedBits
+from bnnft.sites import find_sites
+
+layers = pytest.importorskip("bitorch.layers", reason="needs bitorch, which is in the extra 'foreign'")
+
+pytestmark = pytest.mark.foreign
+
+QUANTIZATIONS = ["sign", "approxsign", "swishsign", "steheaviside", "weightdorefa"]
+every_quantization = pytest.mark.parametrize("name", QUANTIZATIONS)
+
+
+def network(name):
+    torch.manual_seed(0)
+    kwargs = {"weight_quantization": name, "bias": False}
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3, 4)),
+        *(layers.QConv2d(1, 8, 2, input_quantization="sign", **kwargs), nn.BatchNorm2d(8), nn.Flatten()),
+        *(layers.QLinear(48, 16, input_quantization="sign", **kwargs), nn.BatchNorm1d(16)),
+        nn.Linear(16, 3),
+    )
+
+
+def binarized(net):
+    return [net[1]._weight_quantize(net[1].weight), net[4].weight_quantization(net[4].weight)]
+
+
+@every_quantization
+def test_binary_layers_are_known(name):
+    assert list(bnnft.binarized_weights(network(name))) == ["1.weight", "4.weight"]
+
+
+@pytest.mark.parametrize("name", ["progressive_sign", "inputdorefa"])
+def test_layers_of_more_than_two_values_are_not(name):
+    assert not bnnft.binarized_weights(layers.QLinear(8, 4, bias=False, weight_quantization=name))
+
+
+@every_quantization
+def test_each_batch_computes_with_exactly_the_drawn_bits(tmp_path, name):
+    module = Noting(network(name), binarized, lr=0.0)
+    trainer(tmp_path, [BitFlipTraining(RATE)]).fit(module, loader())
+    assert exactly_the_drawn_bits(module)
+
+
+@every_quantization
+def test_training_is_bit_equal_to_a_plain_loop(tmp_path, name):
+    module = Noting(network(name), binarized)
+    trainer(tmp_path, [BitFlipTraining(RATE)]).fit(module, loader())
+    assert equal_states(state(module), state(by_hand(Noting(network(name), binarized))))
+
+
+@every_quantization
+def test_zeros_turn_and_come_back(name):
+    layer = network(name)[4]
+    with torch.no_grad():
+        layer.weight[:, ::2] = 0.0
+        layer.weight[:, ::4] = -0.0
+    before, clean = layer.weight.detach().clone(), layer.weight_quantization(layer.weight).detach()
+    turned = TurnedBits(find_sites(layer), {"weight": torch.arange(before.numel())})
+    assert torch.equal(layer.weight_quantization(layer.weight), -clean)
+    turned.restore()
+    assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))
+
+
+@pytest.mark.filterwarnings("ignore:ToleranceMetrics leaves layers out of the margins")
+def test_resnet_trains_in_its_own_module_and_is_measured(tmp_path):
+    """The LightningModule of bitorch's examples, of pytorch_lightning, with nothing changed but the callbacks.
+
+    All of its layers have a residual sum before the sign, so that it has importance and no margins.
+    """
+    example = pytest.importorskip("examples.image_classification.utils.lightning_model")
+    pytorch_lightning = pytest.importorskip("pytorch_lightning")
+    models = pytest.importorskip("bitorch.models")
+    torch.manual_seed(0)
+    arguments = Namespace(lr=0.01, optimizer="sgd", momentum=0.9, lr_scheduler=None)
+    module = example.ModelWrapper(models.ResnetE18((1, 3, 32, 32), 10), 10, None, arguments)
+    data = DataLoader(TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 10), batch_size=8)
+    training = BitFlipTraining(0.05)
+    callbacks = [training, ToleranceMetrics(importance_batches=1)]
+    callbacks += [AccuracyOverBER([0], error_model=Independent(0.3))]
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    run = pytorch_lightning.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path, callbacks=callbacks, **quiet
+    )
+    run.fit(module, data, data)
+    assert len(training._sites) == 16
+    names = [name.split("/")[1] for name in run.callback_metrics if name.startswith("val/")]
+    assert names.count("importance_cv") == 15
+    assert names.count("acc_faulty") == 1
+    assert names.count("margin") == 0
+    curve = bnnft.accuracy_over_ber(module, data, [0, 0.5], maps=2)
+    assert curve.accuracy[1].tolist() != curve.accuracy[0].tolist()

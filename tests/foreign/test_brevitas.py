@@ -1,0 +1,110 @@
+"""brevitas 0.13.4: its binary layers are known, so that their first batch is flipped already, and exact."""
+
+import pytest
+import torch
+from libraries import RATE, Noting, by_hand, exactly_the_drawn_bits
+from networks import equal_states, loader, state, trainer
+from torch import nn
+
+import bnnft
+from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
+from bnnft.injection import TurnedBits
+from bnnft.sites import find_sites
+
+qnn = pytest.importorskip("brevitas.nn", reason="needs brevitas, which is in the extra 'foreign'")
+enum = pytest.importorskip("brevitas.inject.enum")
+quant = pytest.importorskip("brevitas.quant")
+
+pytestmark = pytest.mark.foreign
+
+BINARY = {"weight_quant_type": enum.QuantType.BINARY}
+WEIGHTS = {
+    "shipped": {"weight_quant": quant.SignedBinaryWeightPerTensorConst},
+    "largest magnitude": BINARY,
+    "mean magnitude per channel": BINARY
+    | {"weight_scaling_per_output_channel": True, "weight_scaling_stats_op": enum.StatsOp.AVE},
+    "learned scale": BINARY | {"weight_scaling_impl_type": enum.ScalingImplType.PARAMETER_FROM_STATS},
+    "constant scale": BINARY | {"weight_scaling_impl_type": enum.ScalingImplType.CONST, "weight_scaling_const": 0.5},
+}
+every_weight = pytest.mark.parametrize("settings", WEIGHTS.values(), ids=WEIGHTS)
+
+
+def network(settings):
+    """A binary convolution, a binary linear layer, binary activations, and an 8 bit layer that is to be left alone."""
+    torch.manual_seed(0)
+    activation = {"act_quant": quant.SignedBinaryActPerTensorConst}
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3, 4)),
+        *(qnn.QuantConv2d(1, 8, 2, bias=False, **settings), nn.BatchNorm2d(8), qnn.QuantIdentity(**activation)),
+        nn.Flatten(),
+        *(qnn.QuantLinear(48, 16, bias=False, **settings), nn.BatchNorm1d(16), qnn.QuantIdentity(**activation)),
+        qnn.QuantLinear(16, 3, bias=True),
+    )
+
+
+def binarized(net):
+    return [getattr(weight, "value", weight) for weight in (net[1].quant_weight(), net[5].quant_weight())]
+
+
+@every_weight
+def test_binary_layers_are_known_and_others_left_alone(settings):
+    assert list(bnnft.binarized_weights(network(settings))) == ["1.weight", "5.weight"]
+    ternary = qnn.QuantLinear(8, 4, bias=False, weight_quant_type=enum.QuantType.TERNARY, weight_threshold=0.5)
+    assert not bnnft.binarized_weights(ternary)
+
+
+@every_weight
+def test_each_batch_computes_with_exactly_the_drawn_bits(tmp_path, settings):
+    module = Noting(network(settings), binarized, lr=0.0)
+    trainer(tmp_path, [BitFlipTraining(RATE)]).fit(module, loader())
+    assert exactly_the_drawn_bits(module)
+
+
+@every_weight
+@pytest.mark.parametrize("how", ["latent", "auto"])
+def test_training_is_bit_equal_to_a_plain_loop(tmp_path, settings, how):
+    """Also where each forward clamps the latent in place: saved values put back would undo that."""
+    module = Noting(network(settings), binarized)
+    trainer(tmp_path, [BitFlipTraining(RATE, how=how)]).fit(module, loader())
+    assert equal_states(state(module), state(by_hand(Noting(network(settings), binarized))))
+
+
+@every_weight
+def test_it_is_measured_and_measuring_changes_nothing(tmp_path, settings):
+    curve = AccuracyOverBER([0, 0.5], maps=2)
+    modules = []
+    for callbacks in ([BitFlipTraining(RATE)], [BitFlipTraining(RATE), ToleranceMetrics(), curve]):
+        modules.append(Noting(network(settings), binarized))
+        run = trainer(tmp_path, callbacks)
+        run.fit(modules[-1], loader(), loader())
+    assert equal_states(state(modules[0]), state(modules[1]))
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert logged["val/margin/1"] > 0
+    assert logged["val/margin/5"] > 0
+    assert logged["val/importance_cv/5"] > 0
+    run.test(modules[1], loader(), verbose=False)
+    assert curve.curve.accuracy[1].tolist() != curve.curve.accuracy[0].tolist()
+
+
+def test_margins_do_not_depend_on_the_scale(tmp_path):
+    """In units of what a flip moves, the same bits have the same margins, whatever constant scales them."""
+    margins = []
+    for scale in (0.25, 0.5):
+        module = Noting(network(WEIGHTS["constant scale"] | {"weight_scaling_const": scale}), binarized)
+        run = trainer(tmp_path, [ToleranceMetrics()])
+        run.validate(module, loader(), verbose=False)
+        margins.append(float(run.callback_metrics["val/margin/1"]))
+    assert margins[0] == pytest.approx(margins[1], rel=1e-5)
+
+
+def test_zeros_of_both_signs_turn_and_come_back():
+    """A zero of any sign is +1 in brevitas; with the sign bit turned it would stay so."""
+    layer = network(WEIGHTS["constant scale"])[5]
+    with torch.no_grad():
+        layer.weight[:, ::2] = 0.0
+        layer.weight[:, ::4] = -0.0
+    before, clean = layer.weight.detach().clone(), layer.quant_weight().value.detach()
+    turned = TurnedBits(find_sites(layer), {"weight": torch.arange(before.numel())})
+    assert torch.equal(layer.quant_weight().value, -clean)
+    turned.restore()
+    assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))
