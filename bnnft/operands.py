@@ -34,11 +34,11 @@ class Operand(NamedTuple):
             in the same module). Only with the first two can the sign of the parameter be the bit.
         symmetric: the two values are -c and c.
         transposed: the operand is the transpose of the parameter.
+        fan_in: number of weights of one output neuron.
+        zero: the sign that the layer makes of a latent of exactly 0, +1 if there was none.
         signs: int8, shape of the flattened parameter: on which side of its middle each value lies, 0 for neither.
         scale: half the distance of the two values for each output neuron, ``None`` if it is 1 for all: a flip moves
             a neuron by twice that.
-        fan_in: number of weights of one output neuron.
-        zero: the sign that the layer makes of a latent of exactly 0, +1 if there was none.
     """
 
     parameter: str
@@ -47,10 +47,14 @@ class Operand(NamedTuple):
     how: How
     symmetric: bool
     transposed: bool
-    signs: Tensor
-    scale: Tensor | None
     fan_in: int
     zero: int
+    signs: Tensor = torch.empty(0, dtype=torch.int8)
+    scale: Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return what does not change with the weights, by field, in plain types."""
+        return {field: value for field, value in self._asdict().items() if field not in ("signs", "scale")}
 
 
 def could_be_weights(func: Any, args: Any, kwargs: Any, sizes: set[int]) -> tuple[Tensor, ...]:
@@ -119,38 +123,48 @@ class OperandWatch(OperandTracking):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._seen: dict[tuple[str, int], tuple[str, Tensor, Tensor, bool]] = {}
+        self._seen: dict[tuple[str, int], tuple[str, Tensor, Tensor, bool] | None] = {}  # None: was looked at
+        self._found: dict[str, Operand] = {}
 
     def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Keep what could be weights, as it is before the operation."""
         given = tensors((args, kwargs))[:1]
         for place, operand in self.placed(func, args, kwargs):
-            first = operand is given[0]  # in a product: more likely activations
-            self._seen.setdefault(place, (func.__name__, operand, operand.detach().clone(), first))
+            if place not in self._seen:
+                first = operand is given[0]  # in a product: more likely activations
+                self._seen[place] = func.__name__, operand, operand.detach().clone(), first
         return func(*args, **kwargs)
 
     def operands(self) -> dict[str, Operand]:
-        """Return the binary operands by the name of their parameter, the first of each."""
-        found: dict[str, Operand] = {}
-        for (module, number), (operation, operand, copy, first) in self._seen.items():
-            symmetric = _symmetric(copy)
-            if symmetric is None:
-                continue
-            signs = (copy - middles(copy, symmetric)).sign().to(torch.int8)
-            owner = _owner(operand, signs, self.parameters, module)
-            if owner is not None and owner[0] not in found and not (first and owner[1] == "graph"):
-                flat = (signs.t() if owner[2] else signs).reshape(-1)
-                # a linear map has its neurons in the rows of the weight, a product with x to its left in the columns
-                rows = copy.t() if copy.dim() == 2 and not operation.startswith(("linear", "conv")) else copy
-                rows = rows.reshape(len(rows), -1)
-                half = (rows.amax(1) - rows.amin(1)) / 2
-                scale, fan_in = None if bool((half == 1).all()) else half, rows.shape[1]
-                zeros = flat[whole(self.parameters[owner[0]]).reshape(-1) == 0]
-                zero = int(zeros[0]) if len(zeros) else 1
-                found[owner[0]] = Operand(
-                    owner[0], module, number, owner[1], symmetric, owner[2], flat, scale, fan_in, zero
-                )
-        return found
+        """Return the binary operands by the name of their parameter, the first of each.
+
+        Ask before the parameters are written to: operands are known by their parameters' values as they are now.
+        """
+        for place, seen in self._seen.items():
+            if seen is not None:
+                self._look(place, *seen)
+                self._seen[place] = None
+        return self._found
+
+    def _look(self, place: tuple[str, int], operation: str, operand: Tensor, copy: Tensor, first: bool) -> None:
+        """Add an operand to those found, if it is binary and its parameter is new."""
+        symmetric = _symmetric(copy)
+        if symmetric is None:
+            return
+        signs = (copy - middles(copy, symmetric)).sign().to(torch.int8)
+        owner = _owner(operand, signs, self.parameters, place[0])
+        if owner is None or owner[0] in self._found or (first and owner[1] == "graph"):
+            return
+        name, how, transposed = owner
+        flat = (signs.t() if transposed else signs).reshape(-1)
+        # a linear map has its neurons in the rows of the weight, a product with x to its left in the columns
+        rows = copy.t() if copy.dim() == 2 and not operation.startswith(("linear", "conv")) else copy
+        rows = rows.reshape(len(rows), -1)
+        half = (rows.amax(1) - rows.amin(1)) / 2
+        scale, fan_in = None if bool((half == 1).all()) else half, rows.shape[1]
+        zeros = flat[whole(self.parameters[name]).reshape(-1) == 0]
+        zero = int(zeros[0]) if len(zeros) else 1
+        self._found[name] = Operand(name, *place, how, symmetric, transposed, fan_in, zero, flat, scale)
 
 
 def _symmetric(values: Tensor) -> bool | None:

@@ -167,6 +167,29 @@ def find_sites(model: nn.Module, weights: Sequence[str] | None = None) -> list[S
     return sites
 
 
+def state_of(site: Site) -> dict[str, Any]:
+    """Return what a checkpoint needs of a site, in plain types."""
+    state = {"name": site.name, "known": site.known, "zero": site.zero, "in_operand": site.in_operand}
+    return state | {"operand": None if site.operand is None else site.operand.state()}
+
+
+def sites_of(model: nn.Module, states: Sequence[Mapping[str, Any]]) -> list[Site]:
+    """Return the sites of :func:`state_of` in a model, none if it has other parameters."""
+    parameters = dict(model.named_parameters())
+    positions = {name: position for position, name in enumerate(parameters)}
+    if not all(state["name"] in parameters for state in states):
+        return []
+    return [
+        Site(
+            operand=None if state["operand"] is None else Operand(**state["operand"]),
+            weight=parameters[state["name"]],
+            position=positions[state["name"]],
+            **{field: state[field] for field in ("name", "known", "zero", "in_operand")},
+        )
+        for state in states
+    ]
+
+
 def no_sites(model: nn.Module) -> ValueError:
     """Return the error that a model has no binarized weights."""
     return ValueError(

@@ -1,21 +1,21 @@
 """Train under bit errors."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from bnnft.ber import ErrorModel, Key, as_error_model
+from bnnft.callbacks.manual_steps import ManualSteps
 from bnnft.callbacks.proof import find_faults, stored_signs
 from bnnft.injection import Gradient, TurnedBits, checked_gradient, draw_flips
 from bnnft.operands import OperandWatch
 from bnnft.sharding import flattened_by
-from bnnft.sites import Site, binarized_weights, known_sites, no_sites, watched_sites
+from bnnft.sites import Site, binarized_weights, known_sites, no_sites, sites_of, state_of, watched_sites
 
 How = Literal["latent", "operand", "auto"]
 
@@ -71,13 +71,14 @@ class BitFlipTraining(Callback):
             raise ValueError(f"how must be one of {', '.join(get_args(How))}, got {how!r}")
         self.gradient, self.seed, self.weights, self.how, self.biases = gradient, seed, weights, how, biases
         self._sites: list[Site] = []
+        self._resumed: list[dict[str, Any]] = []
         self._flips: dict[str, Tensor] = {}
         self._signs: dict[str, Tensor] = {}  # of clean weights, where the batch is watched
         self._watch: OperandWatch | None = None
         self._watches_left = 2
         self._draws = 0
         self._turned: TurnedBits | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._steps: ManualSteps | None = None
 
     @property
     def state_key(self) -> str:
@@ -85,12 +86,12 @@ class BitFlipTraining(Callback):
         return self._generate_state_key(error_model=repr(self.error_model), seed=self.seed, weights=self.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of draws so far."""
-        return {"draws": self._draws}
+        """Return the number of draws so far, and where they go."""
+        return {"draws": self._draws, "sites": [state_of(site) for site in self._sites]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the draws that were made before the checkpoint."""
-        self._draws = state_dict["draws"]
+        """Go on after the draws that were made before the checkpoint, and where they went."""
+        self._draws, self._resumed = state_dict["draws"], state_dict["sites"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the weights of known layers."""
@@ -101,11 +102,13 @@ class BitFlipTraining(Callback):
                 "DDP and FSDP2 (ModelParallelStrategy) work"
             )
         binarized_weights(pl_module, self.weights)  # raises for a pattern that matches nothing
+        # a resumed run has flips in its first batch, as it would have had without the cut, and proves them once more
+        resumed, self._resumed = sites_of(pl_module, self._resumed), []
         known = [] if self.how == "operand" else known_sites(pl_module, self.weights)
         if self.how == "auto":
             known = [site for site in known if not _stepped_in_backward(site)]
-        _check_steps(known)
-        self._sites, self._watches_left = known, 2
+        self._sites, self._watches_left = resumed or known, 1 if resumed else 2
+        _check_steps(self._sites)
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             rank_zero_warn(
                 "LBFGS evaluates a batch several times in one step; only the first evaluation sees flips, "
@@ -121,7 +124,10 @@ class BitFlipTraining(Callback):
             self._signs = stored_signs(self._sites)
             self._watch = OperandWatch(pl_module)
             self._watch.__enter__()
-        self._turned = TurnedBits(self._sites, self._flips, self.gradient, pl_module)
+        if not pl_module.automatic_optimization:
+            again = partial(self._turn, pl_module)
+            self._steps = ManualSteps(pl_module, self._before_manual_step, again)
+        self._turn(pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the bits back: with automatic optimization there is one backward a batch, and it is done."""
@@ -129,18 +135,16 @@ class BitFlipTraining(Callback):
             self._finish(pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Put the bits back before any update: with manual optimization, or when there was no backward.
+        """Put the bits back if there was no backward."""
+        if pl_module.automatic_optimization:
+            self._restore()
 
-        With manual optimization the batch may go on after the step, with another optimizer, say: its next forward
-        sees the same flips again.
-        """
-        self._finish(pl_module)
-        if not pl_module.automatic_optimization:
-            self._hooks.append(optimizer.register_step_post_hook(lambda *args: self._expect_forward(pl_module)))
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Put the bits back if no step was made."""
-        self._restore()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Put the bits back: with manual optimization, where a batch may go on after a step, or if none was made."""
+        if pl_module.automatic_optimization:
+            self._restore()
+        else:
+            self._finish(pl_module)
 
     def on_train_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """Put the bits back if the batch was skipped after its start."""
@@ -159,24 +163,29 @@ class BitFlipTraining(Callback):
         if self._turned is not None:
             checkpoint["state_dict"] = self._turned.clean(pl_module, checkpoint["state_dict"])
 
-    def _expect_forward(self, pl_module: LightningModule) -> None:
-        modules = set(pl_module.modules())
+    def _turn(self, pl_module: LightningModule) -> None:
+        """Turn the bits that were drawn for this batch."""
+        sites = [site for site in self._sites if site.name in self._flips]
+        self._turned = TurnedBits(sites, self._flips, self.gradient, pl_module)
 
-        def turn_again(module: nn.Module, args: Any) -> None:
-            if module in modules and self._turned is None:
-                sites = [site for site in self._sites if site.name in self._flips]
-                self._turned = TurnedBits(sites, self._flips, self.gradient, pl_module)
+    def _before_manual_step(self) -> None:
+        """Put the bits back; the batch may go on after the step, with another optimizer, say, and the same flips."""
+        if self._watch is not None:
+            self._watch.operands()  # while weights are what was computed with
+        self._turn_back()
 
-        self._hooks.append(register_module_forward_pre_hook(turn_again))
+    def _turn_back(self) -> None:
+        if self._turned is not None:
+            self._turned.restore()
+            self._turned = None
 
     def _restore(self) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
         watch, self._watch = self._watch, None
         try:
-            if self._turned is not None:
-                self._turned.restore()
-                self._turned = None
+            self._turn_back()
         finally:
             if watch is not None:
                 watch.__exit__(None, None, None)

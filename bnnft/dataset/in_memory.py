@@ -1,12 +1,12 @@
 """Data modules of small data sets: everything in memory, indexed by whole batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 Batch = TypeVar("Batch")
 
@@ -26,6 +26,40 @@ class _Tensors(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices)
         return self.inputs[chosen], self.targets[chosen]
+
+
+class ShuffledByEpoch(Sampler[int]):
+    """Orders of samples that depend on a seed and the number of the epoch alone.
+
+    A run that resumes goes on with the orders that it would have had; torch's own sampler asks the global generator,
+    which a resumed run finds in another state. Lightning sets the epoch, and replaces the sampler where each of several
+    processes is to have a share.
+
+    Args:
+        size: number of samples.
+        seed: of the orders.
+
+    Example:
+        >>> sampler = ShuffledByEpoch(100, seed=0)
+        >>> first = list(sampler)
+        >>> sampler.set_epoch(1)
+        >>> sorted(sampler) == sorted(first), list(sampler) == list(sampler), list(sampler) == first
+        (True, True, False)
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(torch.randperm(self.size, generator=generator).tolist())
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -76,13 +110,13 @@ class InMemoryDataModule(LightningDataModule):
             "test": _Tensors(*test),
         }
 
-    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
+    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
         # no workers: indexing a tensor costs less than handing a batch from one process to another
-        return DataLoader(self._splits[split], self.batch_size, shuffle=shuffle, collate_fn=_as_it_is, num_workers=0)
+        return DataLoader(self._splits[split], self.batch_size, sampler=sampler, collate_fn=_as_it_is, num_workers=0)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the training data, shuffled."""
-        return self._loader("train", shuffle=True)
+        """Return the training data, shuffled by the seed of torch's global generator and the number of the epoch."""
+        return self._loader("train", ShuffledByEpoch(len(self._splits["train"]), torch.initial_seed()))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation data."""

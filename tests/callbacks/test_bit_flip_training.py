@@ -2,36 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_hand import by_hand, equal_weights
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from networks import Project, equal_states, loader, small_net, state, trainer
 from torch import nn
 
-from bnnft.ber import Independent, Key
 from bnnft.callbacks import BitFlipTraining
-from bnnft.injection import draw_flips
-from bnnft.sites import find_sites
-
-
-def by_hand(rate, gradient="straight_through", epochs=2, seed=0):
-    """The same training in a plain loop, with copies of the weights instead of turned bits."""
-    module = Project()
-    sites, optimizer, step = find_sites(module), module.configure_optimizers(), 0
-    for _ in range(epochs):
-        for x, y in loader():
-            flips = draw_flips(sites, Independent(rate), Key(seed, step, purpose="training"))
-            clean = [site.weight.detach().clone() for site in sites]
-            for site in sites:
-                site.weight.data.view(-1)[flips[site.name]] *= -1
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(module(x), y).backward()
-            for site, weight in zip(sites, clean, strict=True):
-                if gradient == "exact":
-                    site.weight.grad.view(-1)[flips[site.name]] *= -1
-                site.weight.data.copy_(weight)
-            optimizer.step()
-            step += 1
-    return module
 
 
 def fit(tmp_path, callbacks, module=None, ckpt_path=None, data=None, **kwargs):
@@ -43,7 +20,7 @@ def fit(tmp_path, callbacks, module=None, ckpt_path=None, data=None, **kwargs):
 @pytest.mark.parametrize("gradient", ["straight_through", "exact"])
 def test_training_is_bit_equal_to_a_plain_loop(tmp_path, gradient):
     module = fit(tmp_path, [BitFlipTraining(0.1, gradient=gradient)])
-    assert equal_states(state(module), state(by_hand(0.1, gradient)))
+    assert equal_states(state(module), state(by_hand(0.1, gradient=gradient)))
     assert not equal_states(state(module), state(by_hand(0.1, seed=1)))
 
 
@@ -78,77 +55,6 @@ def test_the_optimizer_and_everything_after_it_see_clean_weights(tmp_path):
     assert all(torch.equal(wrong.abs(), clean.abs()) for wrong, clean in zip(flipped, before, strict=True))
 
 
-class Stumble(Callback):
-    """Raises at the third call of a hook."""
-
-    def __init__(self, hook, error):
-        self.calls, self.error = 0, error
-        setattr(self, hook, self._raise)
-
-    def _raise(self, *args, **kwargs):
-        self.calls += 1
-        if self.calls == 3:
-            raise self.error
-
-
-HOOKS = ["on_train_batch_start", "on_before_backward", "on_after_backward", "on_before_optimizer_step"]
-
-
-@pytest.mark.parametrize("hook", [*HOOKS, "on_before_zero_grad", "on_train_batch_end"])
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("error", [ValueError("stumbled"), KeyboardInterrupt()])
-def test_an_error_in_any_hook_leaves_clean_weights(tmp_path, hook, first, error):
-    callbacks = [Stumble(hook, error), BitFlipTraining(0.3)]
-    weights, module = Weights("on_train_batch_end", "on_before_optimizer_step"), Project()
-    with pytest.raises((ValueError, SystemExit, KeyboardInterrupt)):
-        fit(tmp_path, [weights, *(callbacks if first else callbacks[::-1])], module)
-    steps = 3 if hook == "on_train_batch_end" else 2
-    assert equal_states_of_weights(module, reference_after(steps))
-
-
-def reference_after(steps):
-    """Latent weights after so many steps, from a run that ends in peace."""
-    module = Project()
-    sites, optimizer = find_sites(module), module.configure_optimizers()
-    for step, (x, y) in zip(range(steps), loader(), strict=False):
-        flips = draw_flips(sites, Independent(0.3), Key(0, step, purpose="training"))
-        for site in sites:
-            site.weight.data.view(-1)[flips[site.name]] *= -1
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(module(x), y).backward()
-        for site in sites:
-            site.weight.data.view(-1)[flips[site.name]] *= -1
-        optimizer.step()
-    return module
-
-
-def equal_states_of_weights(a, b):
-    return all(torch.equal(x.weight, y.weight) for x, y in zip(find_sites(a), find_sites(b), strict=True))
-
-
-class Breaking(Project):
-    def __init__(self, where):
-        super().__init__()
-        self.where, self.steps = where, 0
-
-    def training_step(self, batch, batch_idx):
-        self.steps += 1
-        if self.steps == 3 and self.where == "forward":
-            raise RuntimeError("forward broke")
-        loss = super().training_step(batch, batch_idx)
-        if self.steps == 3 and self.where == "backward":
-            loss.register_hook(lambda gradient: gradient.new_zeros(99)[100])
-        return loss
-
-
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_an_error_in_forward_or_backward_leaves_clean_weights(tmp_path, where):
-    module = Breaking(where)
-    with pytest.raises((RuntimeError, IndexError)):
-        fit(tmp_path, [BitFlipTraining(0.3)], module)
-    assert equal_states_of_weights(module, reference_after(2))
-
-
 class Skipping(Project):
     def training_step(self, batch, batch_idx):
         return None if batch_idx % 2 else super().training_step(batch, batch_idx)
@@ -173,7 +79,7 @@ class Leaving(Project):
 
 def test_an_epoch_that_ends_at_a_batch_start_leaves_clean_weights(tmp_path):
     module = fit(tmp_path, [BitFlipTraining(0.3)], Leaving(), max_epochs=1)
-    assert equal_states_of_weights(module, reference_after(2))
+    assert equal_weights(module, by_hand(0.3, steps=2))
 
 
 class Manual(Project):

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
-from networks import Project, equal_states, loader, state, trainer
+from lightning.pytorch.tuner import Tuner
+from networks import Project, equal_states, loader, small_net, state, trainer
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from bnnft.ber import Independent, Key
-from bnnft.callbacks import BitFlipTraining
+from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
 from bnnft.injection import draw_flips
 from bnnft.sites import find_sites
 
@@ -123,6 +124,16 @@ class SkipsBatches(Plain):
         return None if batch_idx % 2 else super().training_step(batch, batch_idx)
 
 
+class OwnOptimizer(TwoOptimizers):
+    """Optimizers that Lightning does not see step."""
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers(use_pl_optimizer=False):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(self(batch[0]), batch[1]).backward()
+            optimizer.step()
+
+
 class Closures(Plain):
     """Manual optimization that hands a closure to the optimizer."""
 
@@ -140,7 +151,7 @@ class Closures(Plain):
         optimizer.step(closure)
 
 
-MODULES = [Recomputing, TwoOptimizers, ManualAccumulation, SkipsBatches, Closures]
+MODULES = [Recomputing, TwoOptimizers, ManualAccumulation, OwnOptimizer, SkipsBatches, Closures]
 
 
 @pytest.mark.filterwarnings("ignore:.*returned.*None")
@@ -174,3 +185,133 @@ def test_compiled_modules_see_the_flips(tmp_path, how):
     reference.first = how == "operand"
     expected = state(fit(tmp_path, reference))
     assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in ours.items())
+
+
+class Loading(Plain):
+    """Loads its data itself, with a batch size that a tuner may change."""
+
+    batch_size = 2
+
+    def train_dataloader(self):
+        return loader(self.batch_size)
+
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0])
+
+
+def all_callbacks():
+    return [BitFlipTraining(RATE), ToleranceMetrics(), AccuracyOverBER([0, 0.1, 0.3], maps=2)]
+
+
+def test_evaluation_alone_changes_nothing(tmp_path):
+    module, run = Loading(), trainer(tmp_path, all_callbacks())
+    before = state(module)
+    for evaluate in (run.validate, run.test):
+        assert evaluate(module, verbose=False)
+    assert len(run.predict(module)) == 24
+    assert equal_states(before, state(module))
+
+
+@pytest.mark.filterwarnings("ignore:`weights_only` was not set")
+@pytest.mark.parametrize("tune", ["scale_batch_size", "lr_find"])
+def test_a_tuner_leaves_no_flip_and_no_draw_behind(tmp_path, tune):
+    """After it weights are as before, and the run has the flips of a run that was not tuned."""
+    module, run = Loading(), trainer(tmp_path, all_callbacks())
+    before = state(module)
+    if tune == "lr_find":
+        Tuner(run).lr_find(module, num_training=5, update_attr=False)
+    else:
+        Tuner(run).scale_batch_size(module, max_trials=3, steps_per_trial=2)
+        assert module.batch_size > 2
+    assert equal_states(before, state(module))
+    run.fit(module)
+    plain = Loading()
+    plain.batch_size = module.batch_size
+    trainer(tmp_path, [BitFlipTraining(RATE)]).fit(plain)
+    assert equal_states(state(module), state(plain))
+
+
+def test_measuring_changes_nothing_of_the_training(tmp_path):
+    """With it and without it weights are bit-equal, also where data are shuffled and networks draw random numbers."""
+
+    def train(callbacks):
+        module = Project(nn.Sequential(nn.Dropout(0.1), *small_net()))
+        torch.manual_seed(3)
+        trainer(tmp_path, callbacks).fit(module, loader(shuffle=True), loader())
+        return state(module)
+
+    measured = [*all_callbacks()[:2], AccuracyOverBER([0], error_model=Independent(0.2), validation_maps=2)]
+    assert equal_states(train([BitFlipTraining(RATE)]), train(measured))
+
+
+def test_a_trainer_of_the_other_package_takes_the_callbacks(tmp_path):
+    """The same classes under the name pytorch_lightning."""
+    other = pytest.importorskip("pytorch_lightning")
+    kind = type("Other", (other.LightningModule,), dict(vars(Project)) | {"__init__": other.LightningModule.__init__})
+    module = kind()
+    module.net, module.lr = small_net(), 0.01
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    run = other.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        default_root_dir=tmp_path,
+        callbacks=all_callbacks(),
+        **quiet,
+    )
+    run.fit(module, loader(), loader())
+    run.test(module, loader(), verbose=False)
+    assert equal_states(state(module), state(fit(tmp_path, Project(), [BitFlipTraining(RATE)])))
+    assert "test/tolerable_ber" in run.callback_metrics
+
+
+class SteppedInBackward(Plain):
+    """Each parameter is updated as soon as it has its gradient."""
+
+    automatic_optimization = False
+
+    def configure_optimizers(self):
+        for weight in self.parameters():
+            weight.register_post_accumulate_grad_hook(self.step)
+
+    @torch.no_grad()
+    def step(self, weight):
+        weight -= 0.1 * weight.grad
+        weight.grad = None
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+@pytest.mark.parametrize("how", ["operand", "auto"])
+def test_weights_that_are_updated_in_backward_need_the_operand(tmp_path, how):
+    with pytest.raises(RuntimeError, match=r"net\.0\.weight, .* optimizer in backward.*how='operand'"):
+        fit(tmp_path, SteppedInBackward(), [BitFlipTraining(RATE)])
+    reference = type("Reference", (ByHand, SteppedInBackward), {})()
+    reference.first = 1
+    ours = fit(tmp_path, SteppedInBackward(), [BitFlipTraining(RATE, how=how)])
+    expected = state(fit(tmp_path, reference))
+    assert all(torch.allclose(value, expected[name], atol=1e-5) for name, value in state(ours).items())
+
+
+class FullyShardedDataParallel(nn.Module):
+    """Of the name of torch's, which needs processes."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x)
+
+
+def test_flattened_weights_are_refused(tmp_path):
+    with pytest.raises(RuntimeError, match=r"can't work under FSDP1.*FSDP2 \(ModelParallelStrategy\) work"):
+        fit(tmp_path, Project(FullyShardedDataParallel(small_net())), [BitFlipTraining(RATE)])
+    module = Project()
+    module.net[0].weight.ds_id = 0
+    with pytest.raises(RuntimeError, match="can't work under DeepSpeed ZeRO-3"):
+        fit(tmp_path, module, [BitFlipTraining(RATE)])

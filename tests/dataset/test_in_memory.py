@@ -35,10 +35,27 @@ def test_batches_come_whole_and_cover_every_sample_once():
 
 
 def test_training_data_are_shuffled_and_the_rest_is_not():
-    data = ready()
-    first = [next(iter(data.train_dataloader()))[1] for _ in range(2)]
+    data, first = ready(), []
+    for epoch in range(2):
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        first.append(next(iter(loader))[1])
     assert not torch.equal(*first)
     assert torch.equal(*[next(iter(data.val_dataloader()))[1] for _ in range(2)])
+
+
+def test_the_order_of_an_epoch_depends_on_the_seed_and_the_epoch_alone():
+    """Not on what was drawn from torch's generator since: a run that resumes has the order of one that was not cut."""
+
+    def order(seed, draws):
+        torch.manual_seed(seed)
+        loader = ready().train_dataloader()
+        torch.rand(draws)
+        loader.sampler.set_epoch(3)
+        return torch.cat([y for _, y in loader])
+
+    assert torch.equal(order(0, draws=0), order(0, draws=5))
+    assert not torch.equal(order(0, draws=0), order(1, draws=0))
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"validation_size": 0}])

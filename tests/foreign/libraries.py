@@ -1,8 +1,7 @@
 """What the tests of other people's libraries share: a project that notes its bits in each step, and a plain loop."""
 
 import torch
-from networks import Project, loader
-from torch import nn
+from networks import Project
 
 from bnnft.ber import Independent, Key
 from bnnft.injection import draw_flips
@@ -38,21 +37,3 @@ def exactly_the_drawn_bits(module):
             if not torch.equal((before != now).nonzero().squeeze(1), indices):
                 return False
     return len(module.signs) > 1
-
-
-def by_hand(module, epochs=2):
-    """Train in a plain loop that turns signs by multiplication, before the forward and after the backward."""
-    sites, optimizer, step = find_sites(module), module.configure_optimizers(), 0
-    module.train()
-    for _ in range(epochs):
-        for x, y in loader():
-            flips = draw_flips(sites, Independent(RATE), Key(0, step, purpose="training"))
-            optimizer.zero_grad()
-            for site in sites:
-                site.weight.data.view(-1)[flips[site.name]] *= -1
-            nn.functional.cross_entropy(module(x), y).backward()
-            for site in sites:
-                site.weight.data.view(-1)[flips[site.name]] *= -1
-            optimizer.step()
-            step += 1
-    return module

@@ -4,7 +4,8 @@ from argparse import Namespace
 
 import pytest
 import torch
-from libraries import RATE, Noting, by_hand, exactly_the_drawn_bits
+from by_hand import by_hand
+from libraries import RATE, Noting, exactly_the_drawn_bits
 from networks import equal_states, loader, state, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -59,7 +60,7 @@ def test_each_batch_computes_with_exactly_the_drawn_bits(tmp_path, name):
 def test_training_is_bit_equal_to_a_plain_loop(tmp_path, name):
     module = Noting(network(name), binarized)
     trainer(tmp_path, [BitFlipTraining(RATE)]).fit(module, loader())
-    assert equal_states(state(module), state(by_hand(Noting(network(name), binarized))))
+    assert equal_states(state(module), state(by_hand(RATE, Noting(network(name), binarized))))
 
 
 @every_quantization

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from libraries import RATE, Noting, by_hand, exactly_the_drawn_bits
+from by_hand import by_hand
+from libraries import RATE, Noting, exactly_the_drawn_bits
 from networks import equal_states, loader, state, trainer
 from torch import nn
 
@@ -66,7 +67,7 @@ def test_training_is_bit_equal_to_a_plain_loop(tmp_path, settings, how):
     """Also where each forward clamps the latent in place: saved values put back would undo that."""
     module = Noting(network(settings), binarized)
     trainer(tmp_path, [BitFlipTraining(RATE, how=how)]).fit(module, loader())
-    assert equal_states(state(module), state(by_hand(Noting(network(settings), binarized))))
+    assert equal_states(state(module), state(by_hand(RATE, Noting(network(settings), binarized))))
 
 
 @every_weight

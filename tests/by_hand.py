@@ -1,0 +1,36 @@
+"""Training under flips in a plain loop, to compare with."""
+
+from itertools import chain, islice, repeat
+
+import torch
+from networks import Project, loader
+from torch import nn
+
+from bnnft.ber import Independent, Key
+from bnnft.injection import draw_flips
+from bnnft.sites import find_sites
+
+
+def by_hand(rate, module=None, steps=12, gradient="straight_through", seed=0):
+    """Train so many steps, six of them an epoch; signs are turned by multiplication and not by their bits."""
+    module = Project() if module is None else module
+    module.train()
+    sites, optimizer = find_sites(module), module.configure_optimizers()
+    batches = chain.from_iterable(repeat(list(loader())))
+    for step, (x, y) in enumerate(islice(batches, steps)):
+        flips = draw_flips(sites, Independent(rate), Key(seed, step, purpose="training"))
+        for site in sites:
+            site.weight.data.view(-1)[flips[site.name]] *= -1
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x), y).backward()
+        for site in sites:
+            if gradient == "exact":
+                site.weight.grad.view(-1)[flips[site.name]] *= -1
+            site.weight.data.view(-1)[flips[site.name]] *= -1
+        optimizer.step()
+    return module
+
+
+def equal_weights(a, b):
+    """Tell whether the binarized weights of two modules are bit-equal."""
+    return all(torch.equal(x.weight, y.weight) for x, y in zip(find_sites(a), find_sites(b), strict=True))
