@@ -44,9 +44,13 @@ class TurnedBits:
         self._weights: list[TurnedWeight] = []
         self._hooks: list[RemovableHandle] = []
         try:
-            places = [site.operand for site in sites if site.in_operand and site.operand is not None]
+            places = [
+                (site.operand, flips[site.name])
+                for site in sites
+                if site.in_operand and site.operand is not None and flips[site.name].numel()
+            ]
             if places and model is not None:
-                self._operands = OperandFlips(model, places, flips, exact=gradient == "exact")
+                self._operands = OperandFlips(model, places, exact=gradient == "exact")
                 self._operands.__enter__()
             for site in sites:
                 if site.in_operand:

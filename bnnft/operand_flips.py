@@ -1,6 +1,6 @@
 """Turn bits where they are used: in the operand of a linear map or convolution, not in the latent weight."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,30 +18,27 @@ class OperandFlips(OperandTracking):
 
     Args:
         model: the module that is to run.
-        operands: where the operands are, from :class:`bnnft.operands.OperandWatch`.
-        flips: for each operand's parameter the flat indices of its wrong bits.
+        flips: where the operands are, from :class:`bnnft.operands.OperandWatch`, each with the flat indices of its
+            parameter's wrong bits.
         exact: let the gradient of a turned value change sign; else it passes as if nothing was turned.
     """
 
-    def __init__(
-        self, model: nn.Module, operands: Sequence[Operand], flips: Mapping[str, Tensor], exact: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, flips: Sequence[tuple[Operand, Tensor]], exact: bool = False) -> None:
         super().__init__(model)
-        self._places = {(operand.module, operand.number): operand for operand in operands}
-        self._flips, self._exact = flips, exact
+        self._places = {(operand.module, operand.number): (operand, indices) for operand, indices in flips}
+        self._exact = exact
 
     def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run the operation on turned operands."""
         turned = {}
         for place, tensor in self.placed(func, args, kwargs):
             if place in self._places:
-                turned[id(tensor)] = self._turn(tensor, self._places[place])
+                turned[id(tensor)] = self._turn(tensor, *self._places[place])
         if turned:
             args, kwargs = tree_map_only(Tensor, lambda tensor: turned.get(id(tensor), tensor), (args, kwargs))
         return func(*args, **kwargs)
 
-    def _turn(self, values: Tensor, operand: Operand) -> Tensor:
-        indices = self._flips[operand.parameter]
+    def _turn(self, values: Tensor, operand: Operand, indices: Tensor) -> Tensor:
         if operand.transposed:
             columns, rows = values.shape
             indices = indices % columns * rows + indices.div(columns, rounding_mode="floor")

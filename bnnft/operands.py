@@ -113,9 +113,9 @@ class OperandTracking(Tracking):
 
 
 class OperandWatch(OperandTracking):
-    """Records every operand that could be a weight while active; changes nothing of the run.
+    """Looks at every operand that could be a weight while active; changes nothing of the run.
 
-    Keeps a copy of each such operand, so use it for one batch and drop it.
+    An operand is known by the values that parameters have when it is used.
 
     Args:
         model: the module that is to run.
@@ -123,45 +123,40 @@ class OperandWatch(OperandTracking):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._seen: dict[tuple[str, int], tuple[str, Tensor, Tensor, bool] | None] = {}  # None: was looked at
+        self._seen: set[tuple[str, int]] = set()
         self._found: dict[str, Operand] = {}
 
     def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Keep what could be weights, as it is before the operation."""
+        """Look at what could be weights, as it is before the operation."""
         given = tensors((args, kwargs))[:1]
         for place, operand in self.placed(func, args, kwargs):
             if place not in self._seen:
-                first = operand is given[0]  # in a product: more likely activations
-                self._seen[place] = func.__name__, operand, operand.detach().clone(), first
+                self._seen.add(place)
+                self._look(place, func.__name__, operand, first=operand is given[0])
         return func(*args, **kwargs)
 
     def operands(self) -> dict[str, Operand]:
-        """Return the binary operands by the name of their parameter, the first of each.
-
-        Ask before the parameters are written to: operands are known by their parameters' values as they are now.
-        """
-        for place, seen in self._seen.items():
-            if seen is not None:
-                self._look(place, *seen)
-                self._seen[place] = None
+        """Return the binary operands by the name of their parameter, the first of each."""
         return self._found
 
-    def _look(self, place: tuple[str, int], operation: str, operand: Tensor, copy: Tensor, first: bool) -> None:
+    def _look(self, place: tuple[str, int], operation: str, operand: Tensor, first: bool) -> None:
         """Add an operand to those found, if it is binary and its parameter is new."""
-        symmetric = _symmetric(copy)
+        values = operand.detach()
+        symmetric = _symmetric(values)
         if symmetric is None:
             return
-        signs = (copy - middles(copy, symmetric)).sign().to(torch.int8)
+        signs = (values if symmetric else values - middles(values, symmetric)).sign().to(torch.int8)
         owner = _owner(operand, signs, self.parameters, place[0])
+        # the first operand of a product is more likely activations
         if owner is None or owner[0] in self._found or (first and owner[1] == "graph"):
             return
         name, how, transposed = owner
         flat = (signs.t() if transposed else signs).reshape(-1)
         # a linear map has its neurons in the rows of the weight, a product with x to its left in the columns
-        rows = copy.t() if copy.dim() == 2 and not operation.startswith(("linear", "conv")) else copy
-        rows = rows.reshape(len(rows), -1)
-        half = (rows.amax(1) - rows.amin(1)) / 2
-        scale, fan_in = None if bool((half == 1).all()) else half, rows.shape[1]
+        rows = values.t() if values.dim() == 2 and not operation.startswith(("linear", "conv")) else values
+        low, high = rows.reshape(len(rows), -1).aminmax(dim=1)
+        half = (high - low) / 2
+        scale, fan_in = None if bool((half == 1).all()) else half, values.numel() // len(rows)
         zeros = flat[whole(self.parameters[name]).reshape(-1) == 0]
         zero = int(zeros[0]) if len(zeros) else 1
         self._found[name] = Operand(name, *place, how, symmetric, transposed, fan_in, zero, flat, scale)
@@ -171,7 +166,11 @@ def _symmetric(values: Tensor) -> bool | None:
     """Tell whether the two values are -c and c in the tensor, each row or each column; ``None``: not binary."""
     views = [values.reshape(1, -1)]
     if values.dim() > 1:
-        views += [values.flatten(1), values.transpose(0, 1).flatten(1)]
+        rows, columns = values.flatten(1), values.transpose(0, 1).flatten(1)
+        # most float weights end here, after one row and one column
+        if not any(_binary(line[:1], symmetric) for line in (rows, columns) for symmetric in (True, False)):
+            return None
+        views += [rows, columns]
     for symmetric in (True, False):
         for number, view in enumerate(views):
             if view.shape[1] >= _FEWEST and (symmetric or number < 2) and _binary(view, symmetric):
@@ -180,13 +179,18 @@ def _symmetric(values: Tensor) -> bool | None:
 
 
 def _binary(rows: Tensor, symmetric: bool) -> bool:
-    top = rows.abs().amax(1, keepdim=True)
-    zero = rows == 0
-    if not bool(top.any()) or float(zero.float().mean()) > _MOST_ZEROS:
+    """Tell whether each row has one distance from its middle, which is 0 if symmetric, but for a few exact zeros."""
+    low, high = rows.aminmax(dim=1, keepdim=True)
+    top = torch.maximum(low.abs(), high.abs())
+    far = rows.abs() if symmetric else (rows - (low + high) / 2).abs()
+    nearest, farthest = far.aminmax(dim=1, keepdim=True)
+    if not bool(top.any()) or not bool(farthest.any()):
         return False
-    far = rows.abs() if symmetric else (rows - (rows.amin(1, keepdim=True) + rows.amax(1, keepdim=True)) / 2).abs()
-    same = (far - far.amax(1, keepdim=True)).abs() <= _TOLERANCE * top
-    return bool((same | zero).all()) and bool(far.any())
+    if bool((farthest - nearest <= _TOLERANCE * top).all()):
+        return True
+    zero = rows == 0
+    share = float(zero.float().mean())
+    return 0 < share <= _MOST_ZEROS and bool(((farthest - far <= _TOLERANCE * top) | zero).all())
 
 
 def _owner(
@@ -194,12 +198,12 @@ def _owner(
 ) -> tuple[str, How, bool] | None:
     """Return the parameter that an operand was made of, how that is known, and whether it was transposed."""
     same = {name: weight for name, weight in parameters.items() if weight.numel() == signs.numel()}
+    own = {name: whole(weight).sign().to(torch.int8).reshape(-1) for name, weight in same.items()}
     for transposed in (False, True) if signs.dim() == 2 else (False,):
         flat = (signs.t() if transposed else signs).reshape(-1)
         for name, weight in same.items():
-            own = whole(weight).sign().reshape(-1)
             # a constant has no pattern of signs to know it by
-            if bool((own * flat >= 0).all()) and bool((own != own[0]).any()):
+            if bool((own[name] * flat >= 0).all()) and bool(own[name].min() != own[name].max()):
                 hidden = any(isinstance(v, Tensor) and v.shape == weight.shape for v in vars(weight).values())
                 how: How = "graph" if hidden else "stored" if operand is weight else "sign"
                 return name, how, transposed  # hidden: what every forward writes the parameter from anew

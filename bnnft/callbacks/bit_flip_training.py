@@ -125,8 +125,8 @@ class BitFlipTraining(Callback):
             self._watch = OperandWatch(pl_module)
             self._watch.__enter__()
         if not pl_module.automatic_optimization:
-            again = partial(self._turn, pl_module)
-            self._steps = ManualSteps(pl_module, self._before_manual_step, again)
+            # the batch may go on after a step, with another optimizer, say: it sees the same flips then
+            self._steps = ManualSteps(pl_module, self._turn_back, again=partial(self._turn, pl_module))
         self._turn(pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -167,12 +167,6 @@ class BitFlipTraining(Callback):
         """Turn the bits that were drawn for this batch."""
         sites = [site for site in self._sites if site.name in self._flips]
         self._turned = TurnedBits(sites, self._flips, self.gradient, pl_module)
-
-    def _before_manual_step(self) -> None:
-        """Put the bits back; the batch may go on after the step, with another optimizer, say, and the same flips."""
-        if self._watch is not None:
-            self._watch.operands()  # while weights are what was computed with
-        self._turn_back()
 
     def _turn_back(self) -> None:
         if self._turned is not None:
@@ -222,10 +216,9 @@ class BitFlipTraining(Callback):
         """Decide where a site gets its flips; a latent that is not the bit counts as a fault."""
         if site.operand is None:
             return site
-        # of a weight that was turned already, the proof tells, and the signs were compared with flipped ones
-        unlike = self._watches_left == 2 and site.name not in self._flips and site.operand.how == "graph"
+        unlike = self._watches_left == 2 and site.operand.how == "graph"
         if unlike and self.how == "latent":
-            faults[site.name] = f"{site.name}: its operand has other signs"
+            faults.setdefault(site.name, f"{site.name}: its operand has other signs")
         inexact = unlike or site.name in faults or _stepped_in_backward(site)
         return site._replace(in_operand=self.how == "operand" or (self.how == "auto" and (inexact or site.in_operand)))
 

@@ -15,7 +15,7 @@ def stored_signs(sites: Sequence[Site]) -> dict[str, Tensor]:
     signs = {}
     for site in sites:
         flat = whole(site.weight).reshape(-1)
-        signs[site.name] = torch.where(flat.signbit(), -1, 1).to(torch.int8)
+        signs[site.name] = flat.signbit().to(torch.int8).mul_(-2).add_(1)
         if site.zero is not None:
             signs[site.name][flat == 0] = site.zero
     return signs

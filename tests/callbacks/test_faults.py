@@ -261,11 +261,8 @@ def test_an_error_of_another_callback_in_validation_leaves_nothing_behind(tmp_pa
     """No hook, no mode: the next run of the same module is that of a new one."""
     module = Project()
     measuring = [BitFlipTraining(0.3), ToleranceMetrics(), AccuracyOverBER([0], error_model=Independent(0.4))]
-    callbacks = (
-        [Stumble(hook, ValueError("failed"), at=2), *measuring]
-        if first
-        else [*measuring, Stumble(hook, ValueError("failed"), at=2)]
-    )
+    stumble = Stumble(hook, ValueError("failed"), at=2)
+    callbacks = [stumble, *measuring] if first else [*measuring, stumble]
     with pytest.raises(ValueError, match="failed"):
         trainer(tmp_path, callbacks, num_sanity_val_steps=0).fit(module, loader(), loader())
     assert equal_weights(module, after(6 if "batch" in hook else 12))

@@ -113,6 +113,28 @@ def test_latent_flips_turn_exactly_the_drawn_bits(tmp_path, layer, how):
             assert torch.equal(turned, indices)
 
 
+@every_layer
+def test_operand_flips_turn_exactly_the_drawn_bits(tmp_path, layer):
+    """Operands seen under the callback's mode against those seen above it, in the same forward: the drawn values are
+    exchanged for the other one of their two, and no others, also where a forward draws its bits anew.
+
+    Fails if an operand is taken for another one, turned twice, or negated where its values are not symmetric.
+    """
+    module, data, below = Watched(network(layer), lr=0.0 if layer is patterns.Stored else 0.01), loader(), Seen()
+    with below:
+        trainer(tmp_path, [BitFlipTraining(0.2, how="operand")], max_epochs=1).fit(module, data)
+    turned = iter(below.operands)
+    for step, operands in enumerate(module.steps):
+        pairs = [(clean, wrong) for clean, wrong in zip(operands, turned, strict=False)]
+        changed = [(clean, wrong) for clean, wrong in pairs if not torch.equal(clean, wrong)]
+        assert len(changed) == (2 if step else 0)  # nobody knew the layers in the first batch
+        for (clean, wrong), indices in zip(changed, drawn(module, step), strict=False):
+            assert torch.equal((clean != wrong).reshape(-1).nonzero().squeeze(1), indices)
+            same = (0, 1) if layer is patterns.Transposed else (1,)  # over which the two values are the same
+            others = clean.amin(same, keepdim=True) + clean.amax(same, keepdim=True) - clean
+            assert torch.allclose(wrong.reshape(-1)[indices], others.reshape(-1)[indices], atol=1e-6)
+
+
 @pytest.mark.parametrize("layer", patterns.INEXACT, ids=lambda kind: kind.__name__)
 def test_a_latent_that_is_not_the_bit_is_refused(tmp_path, layer):
     with pytest.raises(RuntimeError, match=r"net\.\d\.weight: .*BitFlipTraining\(\.\.\., how='operand'\)"):
