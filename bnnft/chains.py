@@ -5,7 +5,7 @@ activation, or the code may simply run in another order. So one forward is trace
 layer's output is followed to the first tensor of two values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,12 +15,15 @@ from torch import Tensor
 from bnnft.operands import LINEAR_MAPS
 from bnnft.sites import Site
 from bnnft.trace import Call, Node, Trace
+from bnnft.tracking import Place
 
 _ADDING = {"add", "iadd", "radd", "sub", "isub", "rsub", "addcmul", "addcdiv"}
 _SHAPING = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"}
 _SHAPING |= {"contiguous", "clone", "detach", "get", "getitem", "to", "type", "type_as", "float", "double", "half"}
 _SHAPING |= {"bfloat16", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"}  # nothing, in eval mode
 _SIGN_KEEPING = {"hardtanh", "tanh", "softsign"}
+_MOST_ZEROS = 0.2  # share of them among signs: of sums of 16 signs one in five is 0
+_TOLERANCE = 1e-3  # of magnitudes that count as equal: x + (sign(x) - x) is rounded
 
 
 class Calls(NamedTuple):
@@ -42,7 +45,8 @@ class Chain(NamedTuple):
         layer: qualified name of the layer.
         norm: qualified name of its batch norm, or ``None``: then the threshold is 0.
         activation: qualified name of the module whose output is the layer's binary neurons, or ``None``.
-        reason: why there are no neuron outputs or no known threshold; empty if there are.
+        place: of the operation whose result they are, where no module returns them, or ``None``.
+        reason: why there is no known threshold; empty if there is.
         last: no other layer follows: the layer's outputs are class scores.
         pooled: there is pooling, but no batch norm: the input of the activation is the pre-activation.
         norm_calls: which runs of the batch norm are the layer's.
@@ -57,6 +61,12 @@ class Chain(NamedTuple):
     pooled: bool = False
     norm_calls: Calls = Calls()
     activation_calls: Calls = Calls()
+    place: Place | None = None
+
+    @property
+    def has_outputs(self) -> bool:
+        """Tell whether it is known where the layer's binary neurons are."""
+        return self.activation is not None or self.place is not None
 
 
 @dataclass
@@ -95,6 +105,7 @@ class _Run(NamedTuple):
 
     norm: Call | None
     activation: Call | None
+    place: Place | None
     reason: str
     pooled: bool
     before: int
@@ -114,30 +125,30 @@ class _Chains:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
+        self._consumers: dict[int, list[Node]] = {}
+        for node in trace.nodes:
+            for value in node.inputs:
+                self._consumers.setdefault(value, []).append(node)
 
     def of(self, sites: Sequence[Site]) -> dict[str, tuple[Chain, Observation]]:
         """Return for each layer that ran its chain and what it computed."""
-        consumers: dict[int, list[Node]] = {}
-        for node in self._trace.nodes:
-            for value in node.inputs:
-                consumers.setdefault(value, []).append(node)
         layers = [layer for layer in dict.fromkeys(site.layer for site in sites) if layer in self._trace.runs]
         forwards = self._trace.runs.get(_common_module(layers), 1)
         found = {}
         for layer in layers:
             starts = [call.outputs[0] for call in self._trace.calls if call.module == layer and call.outputs]
-            paths = [self._follow(start, consumers) for start in starts]
+            paths = [self._follow(start) for start in starts]
             if paths:
                 found[layer] = self._judge(layer, paths, forwards)
         return found
 
-    def _follow(self, start: int, consumers: Mapping[int, list[Node]]) -> _Path:
+    def _follow(self, start: int) -> _Path:
         """Walk from a layer's output to the first tensor of two values, breadth first."""
         ways: dict[int, tuple[_Step, ...]] = {start: ()}
         reached, last, ends = [start], True, list[int]()
         while reached:
             value = reached.pop(0)
-            for node in consumers.get(value, ()):
+            for node in self._consumers.get(value, ()):
                 if node.operation.startswith(LINEAR_MAPS):
                     last = False
                     continue
@@ -150,11 +161,23 @@ class _Chains:
         # class scores can be of one size by themselves, two of them with opposite signs, say
         if not ends or (last and self._binary(start, symmetric=True)):
             return _Path(start, last=last)
-        # the first of two values may be made inside of a module that returns another one made of it
+        # the first of two values may be made inside of a module that returns another one made of it, or on the side
+        # of the one that is computed with
         returned = {value for call in self._trace.calls for value in call.outputs}
         same = [end for end in ends if end in returned and self._made_of(end, ends[0], ways[end])]
-        end = same[0] if same else ends[0]
+        shape = self._trace.values[ends[0]].shape
+        used = [end for end in ends if self._trace.values[end].shape == shape and self._feeds(end)]
+        end = (same or used or ends)[0]
         return _Path(start, ways[end], end)
+
+    def _feeds(self, value: int) -> bool:
+        """Tell whether a value goes into a linear map, as it is or as other values of two numbers made of it."""
+        for node in self._consumers.get(value, ()):
+            if node.operation.startswith(LINEAR_MAPS):
+                return True
+            if any(self._binary(output, symmetric=True) and self._feeds(output) for output in node.outputs):
+                return True
+        return False
 
     def _made_of(self, value: int, first: int, way: tuple[_Step, ...]) -> bool:
         """Tell whether a value is the first one of two values, or made of it without another shape or more values."""
@@ -164,17 +187,22 @@ class _Chains:
         return bool(between) and all(self._binary(v) and self._trace.values[v].shape == shape for v in between)
 
     def _binary(self, value: int, symmetric: bool = False) -> bool:
-        """Tell whether a value holds two numbers only, if asked of equal size, for every sample and neuron."""
+        """Tell whether a value holds two numbers only, if asked of equal size, for every sample and neuron.
+
+        With equal size a few zeros are let pass, which torch.sign makes of zeros.
+        """
         tensor = self._trace.values[value].detach()
         if tensor.dim() < 2 or tensor.numel() == 0 or not self._trace.holds(value):
             return False
-        if not symmetric:
-            return bool(((tensor == tensor.max()) | (tensor == tensor.min())).all())
-        return (
-            tensor.is_floating_point()
-            and bool(tensor.abs().max() > 0)
-            and bool((tensor.abs() == tensor.abs().max()).all())
-        )
+        if not symmetric and bool(((tensor == tensor.max()) | (tensor == tensor.min())).all()):
+            return True
+        if not tensor.is_floating_point():
+            return False
+        sizes, zero = tensor.abs(), tensor == 0
+        high = sizes.max()
+        equal = bool(high > 0) and bool(((high - sizes <= _TOLERANCE * high) | zero).all())
+        few = float(zero.float().mean()) <= _MOST_ZEROS and bool(tensor.min() < 0) and bool(tensor.max() > 0)
+        return equal and (few or not bool(zero.any()))
 
     def _judge(self, layer: str, paths: list[_Path], forwards: int) -> tuple[Chain, Observation]:
         if all(path.end is None for path in paths):
@@ -186,18 +214,20 @@ class _Chains:
         reason = next((run.reason for run in runs if run.reason), "")
         if len(runs) < len(paths) or any(run.modules() != first.modules() for run in runs):
             reason = reason or "its runs end in different modules"
-        if first.activation is None:
-            reason = reason or "its binary outputs are not the output of a module"
-        calls = [self._calls_of([getattr(run, part) for run in runs], forwards) for part in ("norm", "activation")]
-        chain = Chain(layer, *first.modules(), reason, False, first.pooled, *calls)
+        if first.activation is None and first.pooled:
+            reason = reason or "its binary outputs are not the output of a module"  # nor is what comes of the pooling
+        norm_calls = self._calls_of([run.norm for run in runs], forwards)
+        activation_calls = self._calls_of([run.activation for run in runs], forwards)
+        place = self._place_of(runs) if first.activation is None else None
+        chain = Chain(layer, *first.modules(), reason, False, first.pooled, norm_calls, activation_calls, place)
         values = self._trace.values
         return chain, Observation([values[run.before] for run in runs], [values[run.after] for run in runs])
 
     def _run(self, path: _Path, end: int) -> _Run:
         """Find batch norm and activation of one run, and what on the way makes its threshold unknown."""
         steps = [step for step in path.steps if not self._binary(step.made)]
-        place = next((number for number, step in enumerate(steps) if step.node.operation == "batch_norm"), len(steps))
-        before, norms, after = steps[:place], [step.node for step in steps[place : place + 1]], steps[place + 1 :]
+        middle = next((number for number, step in enumerate(steps) if step.node.operation == "batch_norm"), len(steps))
+        before, norms, after = steps[:middle], [step.node for step in steps[middle : middle + 1]], steps[middle + 1 :]
         pooled = any("max_pool" in step.node.operation for step in before)
         early, late = (before, after) if norms or pooled else ([], before)
         shapes = [step.node.operation for step in early]
@@ -206,15 +236,22 @@ class _Chains:
         reason, norm = "", None
         if norms:
             calls = [call for call in self._trace.calls if call.outputs == norms[0].outputs]
-            norm = next((call for call in calls if call.module == norms[0].module), None)
+            norm = next((call for call in calls if call.module == norms[0].place.module), None)
             if norm is None or not hasattr(self._trace.model.get_submodule(norm.module), "running_mean"):
                 norm, reason = None, "its batch norm is no module"
         if wrong:
             what = "something is added to it" if wrong[0] in _ADDING else f"{wrong[0]} changes it"
             reason = f"{what} before it is binarized, so its threshold is not known"
         activation = next((call for call in self._trace.calls if end in call.outputs), None)
+        place = path.steps[-1].node.place if path.steps else None
         start = before[-1].made if before and (norms or pooled) else path.start
-        return _Run(norm, activation, reason, pooled and not norms, start, end)
+        return _Run(norm, activation, place, reason, pooled and not norms, start, end)
+
+    def _place_of(self, runs: Sequence[_Run]) -> Place | None:
+        """Return the one place of all runs, if it runs for none but this layer."""
+        place = runs[0].place
+        alone = place is not None and self._trace.runs.get(place.module) == len(runs)
+        return place if alone and all(run.place == place for run in runs) else None
 
     def _keeps_signs(self, step: _Step) -> bool:
         if step.node.operation in _SHAPING:

@@ -1,7 +1,8 @@
 """Watch the neurons of a network: pre-activation, threshold and output of each binarized layer, by hooks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnft.chains import Calls, Chain, Observation
+from bnnft.tracking import Place, Tracking
 
 
 def thresholds(norm: Any) -> Tensor:
@@ -40,13 +42,16 @@ def thresholds(norm: Any) -> Tensor:
 
 
 @contextmanager
-def watch(model: nn.Module, chains: Sequence[Chain], graph: bool = False) -> Iterator[dict[str, Observation]]:
+def watch(
+    model: nn.Module, chains: Sequence[Chain], graph: bool = False, outputs: bool = True
+) -> Iterator[dict[str, Observation]]:
     """Collect what the layers of these chains compute in every forward inside the context.
 
     Args:
         model: the module that the chains' names belong to.
         chains: from :func:`bnnft.chains.find_chains`.
         graph: keep the outputs attached to the autograd graph, and let them require gradients.
+        outputs: collect the outputs too, and not the pre-activations alone.
 
     Yields:
         For each chain's layer its :class:`bnnft.chains.Observation`, filled as the model runs.
@@ -64,7 +69,7 @@ def watch(model: nn.Module, chains: Sequence[Chain], graph: bool = False) -> Ite
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for chain in chains:
-            values, outputs = seen[chain.layer].preactivations, seen[chain.layer].outputs
+            values, neurons = seen[chain.layer].preactivations, seen[chain.layer].outputs
             if chain.norm is not None:
                 norm = model.get_submodule(chain.norm)
                 stack.callback(norm.register_forward_pre_hook(_keeper(values, chain.norm_calls)).remove)
@@ -74,10 +79,58 @@ def watch(model: nn.Module, chains: Sequence[Chain], graph: bool = False) -> Ite
             else:
                 layer = model.get_submodule(chain.layer)
                 stack.callback(layer.register_forward_hook(_keeper(values, Calls())).remove)
-            if chain.activation is not None:
+            if chain.activation is not None and outputs:
                 activation = model.get_submodule(chain.activation)
-                stack.callback(activation.register_forward_hook(_keeper(outputs, chain.activation_calls, graph)).remove)
+                stack.callback(activation.register_forward_hook(_keeper(neurons, chain.activation_calls, graph)).remove)
+        places = {chain.place: chain.layer for chain in chains if chain.place is not None}
+        if places and outputs:
+            keep = {p: partial(_kept, seen[layer].outputs, graph) for p, layer in places.items()}
+            stack.enter_context(Interception(model, keep))
         yield seen
+
+
+class Interception(Tracking):
+    """Gives the results of operations at certain places to functions, while active.
+
+    Args:
+        model: the module that is to run.
+        functions: of the result, by place; they return what the model is to go on with.
+    """
+
+    def __init__(self, model: nn.Module, functions: Mapping[Place, Callable[[Tensor], Tensor]]) -> None:
+        super().__init__(model)
+        self._functions = functions
+
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run one operation, and what is to see its result."""
+        function = self._functions.get(self.place)
+        result = func(*args, **kwargs)
+        return result if function is None else function(result)
+
+
+def _kept(into: list[Tensor], graph: bool, result: Tensor) -> Tensor:
+    into.append(result if graph else result.detach())
+    return result
+
+
+@contextmanager
+def changed_outputs(model: nn.Module, chain: Chain, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Run a model with the binary neurons of one layer changed by a function."""
+    if chain.place is not None:
+        with Interception(model, {chain.place: change}):
+            yield
+        return
+    assert chain.activation is not None
+    chosen = selects(chain.activation_calls)
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return change(output) if next(chosen) else output
+
+    handle = model.get_submodule(chain.activation).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def selects(calls: Calls) -> Iterator[bool]:

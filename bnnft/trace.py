@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from bnnft.tracking import Tracking, tensors
+from bnnft.tracking import Place, Tracking, tensors
 
 
 class Node(NamedTuple):
@@ -12,13 +12,13 @@ class Node(NamedTuple):
 
     Attributes:
         operation: its name, without underscores.
-        module: innermost module that ran it.
+        place: where it ran.
         inputs: numbers of the values that it was given.
         outputs: numbers of the values that it made.
     """
 
     operation: str
-    module: str
+    place: Place
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
@@ -90,7 +90,7 @@ class Trace(Tracking):
     def _record(self, operation: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
         made = tuple(value for value in outputs if value not in inputs)
         if inputs and made:
-            self.nodes.append(Node(operation, self.within[-1] if self.within else "", inputs, made))
+            self.nodes.append(Node(operation, self.place, inputs, made))
 
     def entered(self, name: str, inputs: tuple[Tensor, ...]) -> None:
         """Take note of what a module is given."""

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,18 @@ from torch.utils._pytree import tree_leaves
 def tensors(tree: Any) -> tuple[Tensor, ...]:
     """Return all tensors in nested arguments."""
     return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+class Place(NamedTuple):
+    """Where an operation runs.
+
+    Attributes:
+        module: qualified name of the innermost module.
+        number: of the operation within one run of this module.
+    """
+
+    module: str
+    number: int
 
 
 class Tracking(TorchFunctionMode):
@@ -28,6 +40,7 @@ class Tracking(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.within: list[str] = []  # qualified names of the modules that run now, the innermost last
+        self._operations = [0]  # that ran in each of them so far
         self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
@@ -50,7 +63,13 @@ class Tracking(TorchFunctionMode):
             if not issubclass(kind, Tensor):  # a tensor of another library: what it calls inside is seen then
                 with self._inside():
                     return kind.__torch_function__(func, types, args, kwargs)
+        self._operations[-1] += 1
         return self.operation(func, args, kwargs)
+
+    @property
+    def place(self) -> Place:
+        """Where the operation that runs now is."""
+        return Place(self.within[-1] if self.within else "", self._operations[-1])
 
     def _inside(self) -> TorchFunctionMode:
         mode: TorchFunctionMode = _Passing(self)
@@ -68,11 +87,13 @@ class Tracking(TorchFunctionMode):
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.within.append(name)
+        self._operations.append(0)
         self.entered(name, tensors((args, kwargs)))
 
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self.left(name, module, tensors((args, kwargs)), tensors(output))
         self.within.pop()
+        self._operations.pop()
 
 
 class _Passing(TorchFunctionMode):

@@ -417,10 +417,11 @@ class FreeFunction(Plain):
     ],
     ids=["binarize", "sign", "where", "comparison"],
 )
-def test_outputs_of_a_free_function_come_from_no_module(function):
+def test_outputs_of_a_free_function_are_known_by_their_place(function):
+    """No module returns them; there is a threshold, and an operation that makes them."""
     chain = chains_of(FreeFunction(function), vectors())["fc1"]
-    assert (chain.norm, chain.activation, chain.last) == ("norm1", None, False)
-    assert "not the output of a module" in chain.reason
+    assert (chain.norm, chain.activation, chain.last, chain.reason) == ("norm1", None, False, "")
+    assert chain.place.module == ""
 
 
 # the traced run

@@ -156,7 +156,7 @@ class ToleranceMetrics(Callback):
         if not self._chains:
             self._trace = Trace(pl_module)
             self._trace.__enter__()
-        self._watch = watch(pl_module, list(self._chains.values()) or self._named)
+        self._watch = watch(pl_module, list(self._chains.values()) or self._named, outputs=False)
         self._seen = self._watch.__enter__()
 
     def _close(self) -> None:
@@ -211,7 +211,7 @@ class ToleranceMetrics(Callback):
         lost = [chain for chain in hidden if chain.reason]
         said = "; ".join(f"{chain.layer}: {chain.reason}" for chain in lost)
         remedy = "name them with chains={layer: [norm or None, activation]}"
-        if hidden and all(chain.activation is None for chain in hidden):
+        if hidden and all(chain.reason and not chain.has_outputs for chain in hidden):
             raise ValueError(
                 f"ToleranceMetrics finds no neuron outputs in {type(pl_module).__name__} ({said}); {remedy}"
             )
@@ -225,7 +225,7 @@ class ToleranceMetrics(Callback):
         offered = {"scores", "fan_in"} if chain.last else set()
         if not chain.last and not chain.reason:
             offered |= {"preactivations", "thresholds", "fan_in"}
-        if chain.activation is not None:
+        if chain.has_outputs:
             offered |= {"importance"}
         wanted = [metric.clone() for metric in self.metrics if _arguments(metric) <= offered]
         return MetricCollection(wanted, compute_groups=False)
@@ -245,7 +245,7 @@ class ToleranceMetrics(Callback):
         return [{"preactivations": value, "thresholds": threshold, "fan_in": site.fan_in} for value in values]
 
     def _take_in_importance(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        chains = {layer: chain for layer, chain in self._chains.items() if chain.activation is not None}
+        chains = {layer: chain for layer, chain in self._chains.items() if chain.has_outputs}
         metrics = [metric for collection in self._collections.values() for metric in collection.values()]
         estimators: set[Any] = {metric.estimator for metric in metrics if _takes(metric, "importance")}
         loss = partial(training_loss, trainer) if self.loss is None else self.loss

@@ -1,6 +1,6 @@
 """The importance of neurons for the loss, and how unequal it is."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from bnnft.chains import Chain
 from bnnft.plots import Plot, plot_sorted
-from bnnft.probes import selects, watch
+from bnnft.probes import changed_outputs, watch
 
 Estimator = Literal["gradient", "flip", "ablation"]
 
@@ -88,6 +88,9 @@ def _by_gradient(model: nn.Module, chains: Mapping[str, Chain], loss: Callable[[
         value = value * samples
     elif value.shape != (samples,):
         raise ValueError(f"loss must return one value or one a sample ({samples}), got shape {tuple(value.shape)}")
+    lost = [layer for layer in chains if not all(output.requires_grad for output in seen[layer].outputs)]
+    if lost:
+        raise ValueError(f"the loss does not depend on the neuron outputs of {', '.join(lost)} by any gradient")
     gradients = iter(torch.autograd.grad(value.sum(), outputs, materialize_grads=True))
     importance = {}
     for layer in chains:
@@ -108,24 +111,16 @@ def _by_change(model: nn.Module, chain: Chain, loss: Callable[[], Tensor], facto
             f"the estimators flip and ablation need a loss that returns one value a sample ({samples}), "
             f"got shape {tuple(clean.shape)}: give loss=... that does"
         )
-    assert chain.activation is not None
-    activation, changes = model.get_submodule(chain.activation), []
+    changes = []
     for neuron in range(neurons):
-        chosen = selects(chain.activation_calls)
 
-        def change(
-            module: nn.Module, args: Any, output: Tensor, neuron: int = neuron, chosen: Iterator[bool] = chosen
-        ) -> Tensor:
-            if next(chosen):
-                output = output.clone()
-                _by_neuron(output, model, chain)[:, neuron] *= factor
+        def change(output: Tensor, neuron: int = neuron) -> Tensor:
+            output = output.clone()
+            _by_neuron(output, model, chain)[:, neuron] *= factor
             return output
 
-        handle = activation.register_forward_hook(change)
-        try:
+        with changed_outputs(model, chain, change):
             changes.append((loss() - clean).abs())
-        finally:
-            handle.remove()
     return torch.stack(changes, dim=1)
 
 

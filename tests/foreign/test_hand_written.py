@@ -3,6 +3,7 @@
 import patterns
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import Project, loader, small_net, state, trainer
 from torch import nn
 
@@ -10,7 +11,8 @@ import bnnft
 from bnnft.ber import Independent, Key
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
 from bnnft.injection import TurnedBits
-from bnnft.nn import BinaryActivation
+from bnnft.metrics import ImportanceVariance, Margin
+from bnnft.nn import BinaryActivation, binarize
 from bnnft.operands import OperandWatch
 from bnnft.sites import watched_sites
 
@@ -209,6 +211,60 @@ def test_margins_are_in_units_of_the_scale(tmp_path):
         run.validate(module, loader(), verbose=False)
         margins.append(float(run.callback_metrics["val/margin/0"]))
     assert margins[0] == pytest.approx(margins[1], rel=1e-5)
+
+
+class BinarizesInput(patterns.SignFunction):
+    """Makes the binary neurons of the layer before it itself, as BinaryNet, IR-Net and others do."""
+
+    def __init__(self, inputs, outputs, sign):
+        super().__init__(inputs, outputs)
+        self.sign = sign
+
+    def forward(self, x):
+        return super().forward(self.sign(x))
+
+
+def losses(module, batch):
+    return F.cross_entropy(module(batch[0]), batch[1], reduction="none")
+
+
+def clipped(x):
+    clip = x.clamp(-1, 1)
+    return clip + (x.sign() - clip).detach()
+
+
+# each with the module whose gradient it has
+SIGNS = {
+    "function": (lambda x: binarize(x, 1.0), BinaryActivation(1.0)),
+    "autograd function": (patterns._Sign.apply, BinaryActivation(None)),
+    "clip and detach": (clipped, BinaryActivation(1.0)),
+    "detach": (lambda x: x + (torch.where(x >= 0, 1.0, -1.0) - x).detach(), BinaryActivation(None)),
+}
+
+
+@pytest.mark.parametrize("estimator", ["gradient", "flip"])
+@pytest.mark.parametrize(("function", "activation"), SIGNS.values(), ids=SIGNS)
+def test_neurons_that_are_made_inside_of_the_next_layer_are_measured(tmp_path, function, activation, estimator):
+    """With the values of the same network whose neurons are outputs of modules."""
+    torch.manual_seed(0)
+    layers = patterns.SignFunction(12, 24), BinarizesInput(24, 8, function), BinarizesInput(8, 3, function)
+    norms = nn.BatchNorm1d(24), nn.BatchNorm1d(8)
+    for norm in norms:
+        nn.init.normal_(norm.running_mean)
+    inside = nn.Sequential(layers[0], norms[0], layers[1], norms[1], layers[2])
+    plain = [patterns.SignFunction(*layer.weight.shape[::-1]) for layer in layers]
+    for layer, other in zip(plain, layers, strict=True):
+        layer.weight = other.weight
+    outside = nn.Sequential(plain[0], norms[0], activation, plain[1], norms[1], activation, plain[2])
+    values = []
+    for net in (outside, inside):
+        run = trainer(tmp_path, [ToleranceMetrics([Margin(), ImportanceVariance(estimator)], loss=losses)])
+        run.validate(Project(net), loader(), verbose=False)
+        values.append({name: float(v) for name, v in run.callback_metrics.items() if name.startswith("val/")})
+    for layer, other in (("0", "0"), ("3", "2")):
+        for name in ("margin", "margin_q50", "importance", "importance_cv"):
+            assert values[0][f"val/{name}/{layer}"] > 0
+            assert values[1][f"val/{name}/{other}"] == pytest.approx(values[0][f"val/{name}/{layer}"], rel=1e-3)
 
 
 class WithZeros(patterns.SignFunction):
