@@ -16,7 +16,7 @@ from bnnft.ber import ErrorModel, Independent, Key
 from bnnft.injection import TurnedBits, draw_flips
 from bnnft.operands import OperandWatch
 from bnnft.plots import Plot, plot_curve
-from bnnft.sites import Site, binarized_weights, no_sites, watched_sites
+from bnnft.sites import Site, Weights, binarized_weights, no_sites, watched_sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ class AccuracyMeter:
         return BERCurve(tuple(map(float, rates)), accuracy, int(self.clean_right) / int(self.total), axis)
 
 
-def evaluation_sites(model: nn.Module, weights: Sequence[str] | None, forward: Callable[[], Any]) -> list[Site]:
+def evaluation_sites(model: nn.Module, weights: Weights | None, forward: Callable[[], Any]) -> list[Site]:
     """Return the binarized weights of a model, also of layers that nobody knows, by watching one forward.
 
     Weights of the latter get their flips in the operand: that is exact whatever the layer does.
@@ -216,7 +216,7 @@ def accuracy_over_ber(
     *,
     error_model: ErrorModel | None = None,
     axis: str = "rate",
-    weights: Sequence[str] | None = None,
+    weights: Weights | None = None,
     correct: Callable[[nn.Module, Any], Tensor] = classified_correctly,
 ) -> BERCurve:
     """Measure a classifier's accuracy over bit error rates, in eval mode and one pass over the data.
@@ -229,7 +229,7 @@ def accuracy_over_ber(
         seed: of the fault maps, >= 0.
         error_model: whose parameter ``axis`` takes the rates; independent flips if ``None``.
         axis: the parameter of the error model that ``rates`` sets.
-        weights: patterns that select weights, see :func:`bnnft.binarized_weights`.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         correct: for other batches or answers: ``correct(model, batch)`` returns a bool for each answer.
 
     Returns:

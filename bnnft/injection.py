@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bnnft.ber import ErrorModel, Key, as_error_model
 from bnnft.operand_flips import OperandFlips
-from bnnft.sites import Site, find_sites
+from bnnft.sites import Site, Weights, find_sites
 from bnnft.turning import TurnedWeight, turn_signs
 
 Gradient = Literal["straight_through", "exact"]
@@ -137,7 +137,7 @@ def flipped(
     *,
     seed: int = 0,
     draw: int = 0,
-    weights: Sequence[str] | None = None,
+    weights: Weights | None = None,
     gradient: Gradient = "straight_through",
 ) -> Iterator[dict[str, Tensor]]:
     """Run a model with bit errors: turn stored bits on entry, restore them exactly on any exit.
@@ -147,7 +147,7 @@ def flipped(
         error_model: a bit error rate in [0, 1] for independent flips, or an error model of :mod:`bnnft.ber`.
         seed: of the random bits, >= 0; the same seed gives the same flips on every device.
         draw: number of the draw (of the fault map) under this seed, >= 0.
-        weights: patterns that select weights, see :func:`bnnft.binarized_weights`.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         gradient: of a flipped weight: ``"straight_through"``, where the flip is the identity in backward
             (Buschjaeger et al. 2020, arXiv 2002.00909), or ``"exact"``, where its gradient changes sign
             (Hirtzlin et al. 2019, arXiv 1904.03652). Backward must run inside the context.

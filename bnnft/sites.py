@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from bnnft.nn import BinaryConv2d, BinaryLinear
 from bnnft.operands import Operand, OperandWatch
 
+# What selects weights: patterns of names, or a function of name and parameter.
+Weights = Sequence[str] | Callable[[str, nn.Parameter], bool]
+
 
 class Site(NamedTuple):
     """One parameter whose sign bits are stored bits.
@@ -88,20 +91,20 @@ def _known(model: nn.Module) -> Iterator[_Known]:
                     yield _Known(f"{prefix}.{attribute}" if prefix else attribute, weight, zero)
 
 
-def binarized_weights(model: nn.Module, weights: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
+def binarized_weights(model: nn.Module, weights: Weights | None = None) -> dict[str, nn.Parameter]:
     """Return the latent weights of a model that hold one stored bit an element.
 
     Args:
         model: any module.
         weights: ``None`` for all weights of layers that are known to be binarized; else patterns (as in a shell:
             ``*``, ``?``) of their qualified names, of their layers' names, or, for layers of your own, of any
-            float parameters.
+            float parameters; or a function that is asked ``weights(name, parameter)`` for every parameter.
 
     Returns:
         Qualified name to parameter, in module order; a tied weight is there once, under its first name.
 
     Raises:
-        ValueError: a pattern matches nothing.
+        ValueError: a pattern or the function selects nothing.
 
     Example:
         >>> from torch import nn
@@ -112,7 +115,11 @@ def binarized_weights(model: nn.Module, weights: Sequence[str] | None = None) ->
     """
     known = {id(weight): name for name, weight, _ in reversed(list(_known(model)))}  # the first name of a tied weight
     chosen = set(known)
-    if weights is not None:
+    if callable(weights):
+        chosen = {id(weight) for name, weight in model.named_parameters() if weights(name, weight)}
+        if not chosen:
+            raise ValueError(f"weights: the function {weights!r} selects no parameter of {type(model).__name__}")
+    elif weights is not None:
         chosen = set().union(*(_matches(model, pattern) for pattern in _patterns(weights)))
     named = ((name, weight) for name, weight in model.named_parameters() if id(weight) in chosen)
     return {known.get(id(weight), name): weight for name, weight in named}
@@ -138,7 +145,7 @@ def _matches(model: nn.Module, pattern: str) -> set[int]:
     return found
 
 
-def known_sites(model: nn.Module, weights: Sequence[str] | None = None) -> list[Site]:
+def known_sites(model: nn.Module, weights: Weights | None = None) -> list[Site]:
     """Return the sites of :func:`binarized_weights`, none if there are none."""
     return _sites(model, {id(weight): name for name, weight in binarized_weights(model, weights).items()}, {})
 
@@ -155,7 +162,7 @@ def _sites(model: nn.Module, chosen: Mapping[int, str], operands: Mapping[str, O
     return sites
 
 
-def find_sites(model: nn.Module, weights: Sequence[str] | None = None) -> list[Site]:
+def find_sites(model: nn.Module, weights: Weights | None = None) -> list[Site]:
     """Return the binarized weights of a model with their positions; arguments as of :func:`binarized_weights`.
 
     Raises:
@@ -199,14 +206,14 @@ def no_sites(model: nn.Module) -> ValueError:
 
 
 def watched_sites(
-    model: nn.Module, watch: OperandWatch, weights: Sequence[str] | None = None, biases: bool = False
+    model: nn.Module, watch: OperandWatch, weights: Weights | None = None, biases: bool = False
 ) -> list[Site]:
     """Return the sites of a model that was watched: known ones, and what else it computed with in binary.
 
     Args:
         model: the module that was watched.
         watch: of one forward of it.
-        weights: patterns; then only what they select.
+        weights: patterns or a function; then only what they select.
         biases: take binary parameters of one dimension too.
     """
     known = binarized_weights(model, weights)
@@ -220,7 +227,7 @@ def watched_sites(
 
 
 def find_binarized_weights(
-    model: nn.Module, *inputs: Tensor, weights: Sequence[str] | None = None, biases: bool = False
+    model: nn.Module, *inputs: Tensor, weights: Weights | None = None, biases: bool = False
 ) -> dict[str, nn.Parameter]:
     """Return the binarized weights of any model, also of layers that nobody knows, by watching one forward.
 
@@ -230,7 +237,7 @@ def find_binarized_weights(
     Args:
         model: any module; it runs once, in the mode it is in. Buffers and random streams are put back.
         inputs: of the model.
-        weights: patterns; then only what they select.
+        weights: patterns or a function; then only what they select.
         biases: report binary biases too.
 
     Example:

@@ -114,6 +114,19 @@ def test_a_pattern_without_a_match_says_none_where_no_weight_is_known():
         binarized_weights(nn.Linear(2, 2), ["lost"])
 
 
+def test_a_function_selects_by_name_and_parameter():
+    asked = []
+
+    def large(name, weight):
+        asked.append(name)
+        return weight.dim() == 4 or name == "own"
+
+    assert list(binarized_weights(Net(), large)) == ["own", *KNOWN[:2]]
+    assert asked == [name for name, _ in Net().named_parameters()]
+    with pytest.raises(ValueError, match=r"weights: the function .* selects no parameter of Net"):
+        binarized_weights(Net(), lambda name, weight: False)
+
+
 @pytest.mark.parametrize("find", [binarized_weights, find_sites])
 def test_a_string_in_place_of_a_list_is_refused(find):
     with pytest.raises(TypeError, match="weights must be a list of patterns, got the string 'last'"):

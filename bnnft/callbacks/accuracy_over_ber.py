@@ -20,7 +20,7 @@ from bnnft.evaluation import (
     error_models,
     evaluation_sites,
 )
-from bnnft.sites import binarized_weights
+from bnnft.sites import Weights, binarized_weights
 
 
 class AccuracyOverBER(Callback):
@@ -39,7 +39,7 @@ class AccuracyOverBER(Callback):
         seed: of the fault maps, >= 0; the same as ``seed`` of :func:`bnnft.flipped`.
         drop: of accuracy that ``test/tolerable_ber`` allows, a fraction.
         validation_maps: fault maps of ``val/acc_faulty``, >= 1.
-        weights: patterns that select weights, see :func:`bnnft.binarized_weights`.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         correct: ``correct(module, batch)`` returns a bool for each answer; without it batches are
             ``(inputs, targets)`` and ``module(inputs)`` returns class scores.
         save_dir: folder for the curve as ``accuracy_over_ber.csv``, ``.png`` and ``.svg``; none if ``None``.
@@ -62,7 +62,7 @@ class AccuracyOverBER(Callback):
         seed: int = 0,
         drop: float = 0.01,
         validation_maps: int = 1,
-        weights: Sequence[str] | None = None,
+        weights: Weights | None = None,
         correct: Callable[[nn.Module, Any], Tensor] | None = None,
         save_dir: str | None = None,
     ) -> None:

@@ -1,7 +1,6 @@
 """Train under bit errors."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +14,7 @@ from bnnft.callbacks.proof import find_faults, stored_signs
 from bnnft.injection import Gradient, TurnedBits, checked_gradient, draw_flips
 from bnnft.operands import OperandWatch
 from bnnft.sharding import flattened_by
-from bnnft.sites import Site, binarized_weights, known_sites, no_sites, sites_of, state_of, watched_sites
+from bnnft.sites import Site, Weights, binarized_weights, known_sites, no_sites, sites_of, state_of, watched_sites
 
 How = Literal["latent", "operand", "auto"]
 
@@ -28,14 +27,16 @@ class BitFlipTraining(Callback):
     same, and a run that resumes from a checkpoint goes on with the same stream. Weights are bit for bit as the
     optimizer left them after any hook, error or interrupt, and checkpoints hold clean weights.
 
-    Layers of :mod:`bnnft.nn` are known. All others are found by watching what the first batch computes with, which
-    stays clean for them; the first batch with flips is watched once more and compared bit by bit with what was drawn.
+    Layers of :mod:`bnnft.nn`, brevitas and bitorch are known. All others are found by watching what the first batch
+    computes with, which stays clean for them; the first batch with flips is watched once more and compared bit by bit
+    with what was drawn.
 
     Args:
         error_model: a bit error rate in [0, 1] for independent flips, or an error model of :mod:`bnnft.ber`.
         gradient: of a flipped weight, ``"straight_through"`` or ``"exact"``, see :func:`bnnft.flipped`.
         seed: of the random bits, >= 0.
-        weights: patterns that select weights, see :func:`bnnft.binarized_weights`; without them all that are found.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`; all that are found
+            if ``None``.
         how: where the flips go: into the ``"latent"`` weight, whose sign is the bit in most layers, or into the
             ``"operand"`` of the linear map or convolution itself, which is exact for every binarizer but costs a
             little in each operation and runs compiled modules uncompiled; ``"auto"`` takes the operand where the
@@ -60,7 +61,7 @@ class BitFlipTraining(Callback):
         *,
         gradient: Gradient = "straight_through",
         seed: int = 0,
-        weights: Sequence[str] | None = None,
+        weights: Weights | None = None,
         how: How = "latent",
         biases: bool = False,
     ) -> None:
@@ -78,12 +79,14 @@ class BitFlipTraining(Callback):
         self._watches_left = 2
         self._draws = 0
         self._turned: TurnedBits | None = None
+        self._turned_operands: TurnedBits | None = None
         self._steps: ManualSteps | None = None
 
     @property
     def state_key(self) -> str:
         """Identify this callback in a checkpoint, also beside another one of its kind."""
-        return self._generate_state_key(error_model=repr(self.error_model), seed=self.seed, weights=self.weights)
+        weights = getattr(self.weights, "__qualname__", self.weights)  # of a function: the same in every process
+        return self._generate_state_key(error_model=repr(self.error_model), seed=self.seed, weights=weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of draws so far, and where they go."""
@@ -126,8 +129,10 @@ class BitFlipTraining(Callback):
             self._watch.__enter__()
         if not pl_module.automatic_optimization:
             # the batch may go on after a step, with another optimizer, say: it sees the same flips then
-            self._steps = ManualSteps(pl_module, self._turn_back, again=partial(self._turn, pl_module))
-        self._turn(pl_module)
+            self._steps = ManualSteps(pl_module, self._turn_back, again=self._turn)
+        in_operands = [site for site in self._sites if site.in_operand]
+        self._turned_operands = TurnedBits(in_operands, self._flips, self.gradient, pl_module)
+        self._turn()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the bits back: with automatic optimization there is one backward a batch, and it is done."""
@@ -163,10 +168,9 @@ class BitFlipTraining(Callback):
         if self._turned is not None:
             checkpoint["state_dict"] = self._turned.clean(pl_module, checkpoint["state_dict"])
 
-    def _turn(self, pl_module: LightningModule) -> None:
-        """Turn the bits that were drawn for this batch."""
-        sites = [site for site in self._sites if site.name in self._flips]
-        self._turned = TurnedBits(sites, self._flips, self.gradient, pl_module)
+    def _turn(self) -> None:
+        """Turn the bits that were drawn for this batch in latent weights, which no optimizer may see turned."""
+        self._turned = TurnedBits([site for site in self._sites if not site.in_operand], self._flips, self.gradient)
 
     def _turn_back(self) -> None:
         if self._turned is not None:
@@ -178,9 +182,12 @@ class BitFlipTraining(Callback):
             self._steps.close()
             self._steps = None
         watch, self._watch = self._watch, None
+        operands, self._turned_operands = self._turned_operands, None
         try:
             self._turn_back()
         finally:
+            if operands is not None:
+                operands.restore()
             if watch is not None:
                 watch.__exit__(None, None, None)
 
@@ -200,7 +207,7 @@ class BitFlipTraining(Callback):
             if not found:
                 raise no_sites(module)
             self._sites = [self._placed(site, faults) for site in found]
-            self._report(module)
+            self._report(watch)
             self._watches_left = 0 if known == {site.name for site in found} and not faults else 1
         else:
             self._watches_left = 0
@@ -222,10 +229,17 @@ class BitFlipTraining(Callback):
         inexact = unlike or site.name in faults or _stepped_in_backward(site)
         return site._replace(in_operand=self.how == "operand" or (self.how == "auto" and (inexact or site.in_operand)))
 
-    def _report(self, module: LightningModule) -> None:
-        bits = sum(site.weight.numel() for site in self._sites)
-        names = ", ".join(f"{site.name} ({'operand' if site.in_operand else 'latent'})" for site in self._sites)
-        rank_zero_info(f"BitFlipTraining: {self.error_model} on {bits:,} bits in {names}")
+    def _report(self, watch: OperandWatch) -> None:
+        """Say once where the flips go, and what else is binary."""
+        bits, names = sum(site.weight.numel() for site in self._sites), []
+        for site in self._sites:
+            how = "" if site.operand is None else f"found by {site.operand.how}"
+            origin = "known" if site.known else "named" if self.weights is not None else how
+            names.append(f"{site.name} ({origin}, {'operand' if site.in_operand else 'latent'})")
+        rank_zero_info(f"BitFlipTraining: {self.error_model} on {bits:,} bits in {', '.join(names)}")
+        biases = [name for name in watch.operands() if watch.parameters[name].dim() == 1]
+        if biases and not self.biases and self.weights is None:
+            rank_zero_info(f"BitFlipTraining leaves binary biases alone: {', '.join(biases)}; biases=True flips them")
 
 
 def _stepped_in_backward(site: Site) -> bool:

@@ -1,13 +1,12 @@
 """Keep latent weights in a range."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from bnnft.sites import Site, find_sites
+from bnnft.sites import Site, Weights, find_sites
 
 
 class LatentClamp(Callback):
@@ -17,7 +16,7 @@ class LatentClamp(Callback):
 
     Args:
         bound: greater than 0.
-        weights: patterns that select weights, see :func:`bnnft.binarized_weights`.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
 
     Raises:
         ValueError: ``bound`` is not positive and finite; at the start of training, the model has no such weights.
@@ -29,7 +28,7 @@ class LatentClamp(Callback):
         >>> trainer = Trainer(callbacks=[LatentClamp()], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, bound: float = 1.0, *, weights: Sequence[str] | None = None) -> None:
+    def __init__(self, bound: float = 1.0, *, weights: Weights | None = None) -> None:
         if not (bound > 0 and math.isfinite(bound)):
             raise ValueError(f"bound must be a number greater than 0, got {bound!r}")
         self.bound, self.weights = bound, weights

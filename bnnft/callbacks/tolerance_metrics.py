@@ -20,7 +20,7 @@ from bnnft.chains import Chain, Observation, find_chains
 from bnnft.metrics import ClassMargin, Histogram, ImportanceVariance, Margin, neuron_importance
 from bnnft.operands import OperandWatch
 from bnnft.probes import thresholds, watch
-from bnnft.sites import Site, binarized_weights, no_sites, watched_sites
+from bnnft.sites import Site, Weights, binarized_weights, no_sites, watched_sites
 from bnnft.trace import Trace
 
 
@@ -40,7 +40,7 @@ class ToleranceMetrics(Callback):
         importance_batches: measure importance on so many batches only; on all if ``None``.
         chains: for layers whose neuron outputs are not found, or wrongly: ``{layer: [norm, activation]}`` by
             qualified module names, ``norm`` may be ``None``.
-        weights: patterns that select weights, see :func:`bnnft.binarized_weights`.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
 
     Raises:
         ValueError: an argument is out of range; at the first batch, no neuron outputs are found or there is no loss.
@@ -59,7 +59,7 @@ class ToleranceMetrics(Callback):
         loss: Callable[[LightningModule, Any], Tensor] | None = None,
         importance_batches: int | None = None,
         chains: Mapping[str, Sequence[str | None]] | None = None,
-        weights: Sequence[str] | None = None,
+        weights: Weights | None = None,
     ) -> None:
         if importance_batches is not None and importance_batches < 0:
             raise ValueError(f"importance_batches must be an integer >= 0 or None, got {importance_batches!r}")

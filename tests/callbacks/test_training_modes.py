@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.tuner import Tuner
 from networks import Project, equal_states, loader, small_net, state, trainer
+from patterns import SignFunction
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from bnnft.ber import Independent, Key
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
 from bnnft.injection import draw_flips
+from bnnft.nn import BinaryActivation
 from bnnft.sites import find_sites
 
 RATE = 0.2
@@ -315,3 +317,45 @@ def test_flattened_weights_are_refused(tmp_path):
     module.net[0].weight.ds_id = 0
     with pytest.raises(RuntimeError, match="can't work under DeepSpeed ZeRO-3"):
         fit(tmp_path, module, [BitFlipTraining(RATE)])
+
+
+class TwoNetworks(Plain):
+    """Each has an optimizer and a step of its own in every batch, and the second is not run before the first's step."""
+
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__(nn.ModuleList(self.network() for _ in range(2)))
+
+    def network(self):
+        return nn.Sequential(SignFunction(12, 16), nn.BatchNorm1d(16), BinaryActivation(), nn.Linear(16, 3))
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(net.parameters()) for net in self.net]
+
+    def training_step(self, batch, batch_idx):
+        for net, optimizer in zip(self.net, self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(net(batch[0]), batch[1]))
+            optimizer.step()
+
+
+@pytest.mark.parametrize("how", ["latent", "operand"])
+def test_layers_that_run_after_the_first_step_are_found(tmp_path, how):
+    """Both networks, though weights of the first moved in between."""
+    callback = BitFlipTraining(RATE, how=how)
+    fit(tmp_path, TwoNetworks(), [callback])
+    assert [site.name for site in callback._sites] == ["net.0.0.weight", "net.1.0.weight"]
+
+
+class SkipsTheFirst(Plain):
+    def training_step(self, batch, batch_idx):
+        return None if self.trainer.global_step == 0 and batch_idx < 2 else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:.*returned.*None")
+def test_layers_are_found_in_the_first_batch_that_is_trained_on(tmp_path):
+    callback = BitFlipTraining(RATE)
+    net = nn.Sequential(SignFunction(12, 16), nn.BatchNorm1d(16), BinaryActivation(), nn.Linear(16, 3))
+    fit(tmp_path, SkipsTheFirst(net), [callback])
+    assert [site.name for site in callback._sites] == ["net.0.weight"]

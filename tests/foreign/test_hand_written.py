@@ -47,6 +47,24 @@ def test_binary_biases_are_reported_if_asked():
     assert list(found) == ["0.weight", "0.bias", "3.weight", "3.bias"]
 
 
+def test_the_log_says_once_what_is_flipped_and_how_it_was_found(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        fit(tmp_path, [BitFlipTraining(0.1)], Project(network(patterns.TorchSign)))
+    said = [record.getMessage() for record in caplog.records if "BitFlipTraining" in record.getMessage()]
+    assert said == [
+        "BitFlipTraining: Independent(rate=0.1) on 480 bits in net.0.weight (found by sign, latent), "
+        "net.3.weight (found by sign, latent)",
+        "BitFlipTraining leaves binary biases alone: net.0.bias, net.3.bias; biases=True flips them",
+    ]
+
+
+@pytest.mark.parametrize("how", ["latent", "operand"])
+def test_biases_are_flipped_if_asked(tmp_path, how):
+    callback = BitFlipTraining(0.1, biases=True, how=how)
+    fit(tmp_path, [callback], Project(network(patterns.TorchSign)))
+    assert [site.name for site in callback._sites if site.weight.dim() == 1] == ["net.0.bias", "net.3.bias"]
+
+
 @pytest.mark.parametrize(
     "model",
     [
