@@ -2,77 +2,75 @@
 
 import atexit
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import hydra
 import rich
+import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
+from bnnft.callbacks.rich_logging import finish, wandb_folder
 from bnnft.classifier import Classifier
-from bnnft.report import run_tables, write_result
+from bnnft.report.results import Result, begin_job, fail_job, last_checkpoint, write_result
+from bnnft.report.tables import run_tables
 
 # lightning reads its own containers with a function that torch has renamed: nothing that a user could act on
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(config: DictConfig) -> float:
-    """Run one job; returns the value that a sweeper optimizes."""
+def main(config: DictConfig) -> float | tuple[float, ...]:
+    """Run one job, or find it done; returns what a sweeper optimizes."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    settings: Any = OmegaConf.to_container(config, resolve=True)
     loggers: list[Any] = []
     try:
-        result, places = train(config, loggers)
+        result, places = begin_job(folder, settings), {"finished before": folder}
+        if result is None:
+            result, places = train(config, settings, folder, loggers)
+        objective = result.objective(config.optimized_metric)
     except BaseException as error:
-        close(loggers, exit_code=1)
-        while isinstance(error, InstantiationException) and error.__cause__ is not None:
-            error = error.__cause__
+        finish(loggers, exit_code=1)
         # after all tracebacks, so that the reason is what the eye falls on
-        atexit.register(print, f"train.py failed: {type(error).__name__}: {error}", file=sys.stderr)
+        atexit.register(print, f"train.py failed: {fail_job(folder, error)}", file=sys.stderr)
         raise
-    close(loggers, exit_code=0)
-    for table in run_tables(result):
+    finish(loggers)
+    for table in run_tables(result) if "checkpoint" in places else []:
         rich.print(table)
-    for name, place in places.items():
-        print(f"{name}: {place}")
-    return result.metrics[config.optimized_metric]
+    print("\n".join(f"{name}: {place}" for name, place in places.items() if place))
+    return objective
 
 
-def train(config: DictConfig, loggers: list[Any]) -> tuple[Any, dict[str, Any]]:
-    """Fit and test; returns the result, and the places of what was written."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    resolved = OmegaConf.to_container(config, resolve=True)
+def train(config: DictConfig, settings: Any, folder: Path, loggers: list[Any]) -> tuple[Result, dict[str, Any]]:
+    """Fit, from where a cut run of the same config left off, and test; returns result and places of what is written."""
+    start = time.perf_counter()
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     seed_everything(config.seed, workers=True, verbose=False)
+    loggers += [instantiate(entry) for entry in (config.logger or {}).values() if entry]
+    for logger in loggers:  # before all else that may fail, so that a failed job is tracked
+        logger.log_hyperparams(settings)
     callbacks = [instantiate(entry) for entry in (config.callbacks or {}).values() if entry]
     data = instantiate(config.dataset)
     network = instantiate(config.model, data.input_shape, data.num_classes)
     parts = {part: instantiate(config[part]) for part in ("loss", "optimizer", "scheduler")}
     module = Classifier(network, data.num_classes, **parts)
-    loggers += [instantiate(entry) for entry in (config.logger or {}).values() if entry]
-    for logger in loggers:
-        logger.log_hyperparams(resolved)
     trainer = instantiate(config.trainer, logger=loggers or False, callbacks=callbacks)
-    trainer.fit(module, data)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    cut = last_checkpoint(folder)
+    trainer.fit(module, data, ckpt_path=cut if cut.exists() else None)
+    metrics = dict(trainer.callback_metrics)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    trainer.test(module, data, ckpt_path=best or None, verbose=False)
-    metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    for evaluate in [trainer.test] if metrics else [trainer.validate, trainer.test]:  # cut after the last epoch
+        evaluate(module, data, ckpt_path=best or None, verbose=False)
+        metrics |= trainer.callback_metrics
     curve = next((callback.curve for callback in callbacks if hasattr(callback, "curve")), None)
-    wandb = next((Path(logger.experiment.dir).parent for logger in loggers if hasattr(logger.experiment, "finish")), "")
-    places = {"checkpoint": best, "results and figures": folder, "W&B run": wandb}
-    return write_result(folder, metrics, curve, resolved), {name: place for name, place in places.items() if place}
-
-
-def close(loggers: list[Any], exit_code: int) -> None:
-    """End each W&B run as finished or failed: otherwise the jobs of a sweep would write into one."""
-    for logger in loggers:
-        finish = getattr(logger.experiment, "finish", None)
-        if finish is not None:
-            finish(exit_code=exit_code)
+    result = write_result(folder, metrics, curve, settings, time.perf_counter() - start)
+    return result, {"checkpoint": best, "results and figures": folder, "W&B run": wandb_folder(loggers)}
 
 
 if __name__ == "__main__":

@@ -51,10 +51,11 @@ def test_every_choice_composes_and_names_what_exists(configured, group, choice):
 
 
 @pytest.mark.parametrize("experiment", [choice for group, choice in CHOICES if group == "experiment"])
-def test_every_experiment_runs(configured, experiment):
+def test_every_experiment_runs(configured, tmp_path, experiment):
     """With one batch, and on the digits, since other data sets may not be at hand."""
     config = configured(f"experiment={experiment}", "dataset=digits", "trainer.fast_dev_run=true")
-    result, _ = train.train(config, [])
+    settings = OmegaConf.to_container(config, resolve=True)
+    result, _ = train.train(config, settings, tmp_path, [])
     assert 0 <= result.metrics["test/acc"] <= 1
 
 

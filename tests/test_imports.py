@@ -24,7 +24,7 @@ ORDER = [
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ALLOWED = {
     "lightning": {"classifier", "dataset", "callbacks", "train"},
-    "hydra": {"train"},
+    "hydra": {"train", "report"},
     "omegaconf": {"train", "report"},
     "wandb": set(),
 }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -67,6 +68,20 @@ def _add_raw(writer: Any, key: str, histogram: Histogram, step: int) -> None:
     )
 
 
+def log_neurons(trainer: Trainer, stage: str, neurons: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Log values of single neurons, by metric and layer, as a table for each metric to the loggers that take one."""
+    loggers: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "log_table")]
+    for key, layers in neurons.items() if loggers else ():
+        columns = ["layer", "neuron", key]
+        rows = [
+            [layer, neuron, value]
+            for layer, values in layers.items()
+            for neuron, value in enumerate(values.flatten().tolist())
+        ]
+        for logger in loggers:
+            logger.log_table(f"{stage}/{key}", columns=columns, data=rows)
+
+
 def log_curve(trainer: Trainer, stage: str, curve: BERCurve) -> None:
     """Log accuracy over BER: as rows with the rate as their own x axis, as a table and as a figure."""
     axis = "ber" if curve.axis == "rate" else curve.axis
@@ -105,3 +120,15 @@ def curve_table(curve: BERCurve) -> tuple[list[str], list[list[float | None]]]:
         )
     ]
     return columns, [[None if math.isnan(value) else value for value in row] for row in rows]
+
+
+def finish(loggers: Sequence[Any], exit_code: int = 0) -> None:
+    """End each W&B run as finished or failed: otherwise the jobs of a sweep would write into one."""
+    for logger in loggers:
+        if _has(logger, "finish"):
+            logger.experiment.finish(exit_code=exit_code)
+
+
+def wandb_folder(loggers: Sequence[Any]) -> Path | None:
+    """Return where the W&B run among these loggers is on disk, if there is one."""
+    return next((Path(logger.experiment.dir).parent for logger in loggers if _has(logger, "finish")), None)

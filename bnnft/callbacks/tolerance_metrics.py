@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric, MetricCollection
 
-from bnnft.callbacks.rich_logging import log_histograms, log_merged, short_names
+from bnnft.callbacks.rich_logging import log_histograms, log_merged, log_neurons, short_names
 from bnnft.callbacks.training_loss import training_loss
 from bnnft.chains import Chain, Observation, find_chains
 from bnnft.metrics import ClassMargin, Histogram, ImportanceVariance, Margin, neuron_importance
@@ -269,6 +269,7 @@ class ToleranceMetrics(Callback):
             return
         numbers: dict[str, Any] = {}
         histograms: dict[str, Histogram] = {}
+        neurons: dict[str, dict[str, Tensor]] = {}
         names = short_names(list(self._collections))
         for layer, collection in self._collections.items():
             for key, value in collection.compute().items():
@@ -276,10 +277,14 @@ class ToleranceMetrics(Callback):
                     histograms[f"{stage}/{key}/{names[layer]}"] = value
                 elif not isinstance(value, Tensor) or value.numel() == 1:
                     numbers[f"{stage}/{key}/{names[layer]}"] = value
+                else:
+                    neurons.setdefault(key, {})[names[layer]] = value
             collection.reset()
         log_merged(pl_module, numbers)
         if trainer.is_global_zero:
             log_histograms(trainer, histograms)
+            if stage == "test":  # in each epoch it would be too much to look at
+                log_neurons(trainer, stage, neurons)
         self._active = False
 
 

@@ -8,6 +8,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from bnnft.ber import Key
+
 Batch = TypeVar("Batch")
 
 
@@ -58,7 +60,9 @@ class ShuffledByEpoch(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        # the seed itself would repeat the random numbers that the initial weights were made of
+        stream = Key(self.seed, self.epoch, purpose="shuffle").stream()
+        generator = torch.Generator().manual_seed(stream)
         return iter(torch.randperm(self.size, generator=generator).tolist())
 
 

@@ -1,0 +1,38 @@
+"""Write the report of one or more sweeps: ``python -m bnnft.report multirun/NAME``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich
+
+from bnnft.report.results import read_jobs
+from bnnft.report.tables import job_table
+from bnnft.report.write import write_report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the report, print what became of the runs and where the files are; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bnnft.report", description="Tables and figures of sweeps.")
+    parser.add_argument("folders", type=Path, nargs="+", help="of sweeps, for example multirun/bft")
+    parser.add_argument("--group-by", metavar="KEY", help="setting that makes the groups, for example loss or ber.rate")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write to (the first folder)")
+    given = parser.parse_args(arguments)
+    try:
+        files = write_report(given.folders, given.group_by, given.out)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    jobs, faults = read_jobs(given.folders)
+    rich.print(job_table(jobs))
+    for fault in faults:
+        print(f"left out: {fault}")
+    if not any(path.suffix == ".html" for path in files):
+        print("for an interactive page: pip install 'bnnft[report]'")
+    print("\n".join(map(str, files)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

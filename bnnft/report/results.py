@@ -1,0 +1,208 @@
+"""What a run leaves in its folder: ``job.json`` from its start on, and ``metrics.json`` once it is done."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import OmegaConf
+
+from bnnft.evaluation import BERCurve
+
+RESULT, JOB = "metrics.json", "job.json"
+State = Literal["finished", "failed", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run left.
+
+    Attributes:
+        folder: where it ran.
+        metrics: last value of everything it logged.
+        curve: accuracy over BER, if it was measured.
+        overrides: the settings of its command line.
+        config: its whole resolved config.
+        seconds: how long it took.
+        identity: of the config, see :func:`identity`.
+    """
+
+    folder: Path
+    metrics: Mapping[str, float]
+    curve: BERCurve | None = None
+    overrides: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    identity: str = ""
+
+    def objective(self, names: str | Sequence[str]) -> float | tuple[float, ...]:
+        """Return the metric of this name, or of several names: what a sweeper optimizes.
+
+        Raises:
+            ValueError: nothing was logged under such a name.
+        """
+        for name in [names] if isinstance(names, str) else names:
+            if name not in self.metrics:
+                raise ValueError(f"optimized_metric must be among {', '.join(self.metrics)}, got {name!r}")
+        return self.metrics[names] if isinstance(names, str) else tuple(self.metrics[name] for name in names)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep, in whatever state it is.
+
+    Attributes:
+        folder: where it runs or ran.
+        state: ``"unfinished"`` if it still runs, or was cut without a word.
+        overrides: the settings of its command line.
+        result: what it left, if it is finished.
+        error: why it failed.
+        sweep: name of the folder that was asked for.
+    """
+
+    folder: Path
+    state: State
+    overrides: tuple[str, ...] = ()
+    result: Result | None = None
+    error: str = ""
+    sweep: str = ""
+
+
+def write_result(
+    folder: Path, metrics: Mapping[str, Any], curve: BERCurve | None, config: Mapping[str, Any], seconds: float = 0.0
+) -> Result:
+    """Write ``metrics.json`` into the folder of a run, whole or not at all."""
+    own = identity(config, folder)
+    values = {name: float(value) for name, value in metrics.items()}
+    content: dict[str, Any] = {"metrics": values, "curve": None, "config": config}
+    content |= {"seconds": seconds, "identity": own}
+    if curve is not None:
+        content["curve"] = {
+            "axis": curve.axis,
+            "rates": curve.rates,
+            "accuracy": curve.accuracy.tolist(),
+            "clean": curve.clean,
+        }
+    _write(folder / RESULT, content)
+    return Result(folder, values, curve, _overrides(folder), config, seconds, own)
+
+
+def read_result(folder: Path) -> Result:
+    """Read what :func:`write_result` wrote, with the run's overrides where Hydra left them.
+
+    Raises:
+        ValueError: the file is cut or not one of ours.
+    """
+    try:
+        content = json.loads((folder / RESULT).read_text())
+        curve = content["curve"]
+        if curve is not None:
+            accuracy = torch.tensor(curve["accuracy"], dtype=torch.float64)
+            curve = BERCurve(tuple(curve["rates"]), accuracy, curve["clean"], curve["axis"])
+        rest = (content[name] for name in ("config", "seconds", "identity"))
+        return Result(folder, content["metrics"], curve, _overrides(folder), *rest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / RESULT} is no result of a run, or was cut: {error}") from error
+
+
+def begin_job(folder: Path, config: Mapping[str, Any]) -> Result | None:
+    """Return the result of an earlier run with the same config, or take note that one starts.
+
+    A checkpoint to go on from is kept for a config that is the same, and removed for another one.
+    """
+    own = identity(config, folder)
+    if (_read(folder / RESULT) or {}).get("identity") == own:
+        return read_result(folder)
+    if (_read(folder / JOB) or {}).get("identity") != own:
+        last_checkpoint(folder).unlink(missing_ok=True)
+    _write(folder / JOB, {"identity": own, "state": "unfinished", "error": ""})
+    return None
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return where a run keeps the checkpoint to go on from."""
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def fail_job(folder: Path, error: BaseException) -> str:
+    """Take note that a run failed, and return why: the cause, where Hydra could not build a part of the config."""
+    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        error = error.__cause__
+    reason = f"{type(error).__name__}: {error}"
+    job = _read(folder / JOB)
+    if job is not None:
+        _write(folder / JOB, job | {"state": "failed", "error": reason})
+    return reason
+
+
+def read_job(folder: Path) -> Job:
+    """Return the state of a run by what is in its folder.
+
+    Raises:
+        ValueError: its result is cut.
+    """
+    job, overrides = _read(folder / JOB), _overrides(folder)
+    if (folder / RESULT).exists():
+        result = read_result(folder)
+        if job is None or job["identity"] == result.identity:
+            return Job(folder, "finished", overrides, result)
+    if job is None:
+        return Job(folder, "unfinished", overrides)
+    return Job(folder, job["state"], overrides, None, job["error"])
+
+
+def read_jobs(folders: Iterable[Path]) -> tuple[list[Job], list[str]]:
+    """Return all runs below some folders, and what is wrong with those that can't be read.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no run in it.
+    """
+    jobs, faults = [], []
+    for folder in folders:
+        found = sorted({path.parent for name in (RESULT, JOB) for path in folder.rglob(name)})
+        if not found:
+            raise FileNotFoundError(f"no {RESULT} below {str(folder)!r}: name the folder of a run or of a sweep")
+        for place in found:
+            try:
+                jobs.append(replace(read_job(place), sweep=folder.name))
+            except ValueError as error:
+                faults.append(str(error))
+    return jobs, faults
+
+
+def labels(runs: Sequence[Job] | Sequence[Result]) -> list[str]:
+    """Return for each run the overrides that it does not share with all others."""
+    shared = set.intersection(*(set(run.overrides) for run in runs)) if runs else set()
+    return [", ".join(o for o in run.overrides if o not in shared) or run.folder.name for run in runs]
+
+
+def _overrides(folder: Path) -> tuple[str, ...]:
+    path = folder / ".hydra" / "overrides.yaml"
+    return tuple(map(str, OmegaConf.load(path))) if path.exists() else ()
+
+
+def identity(config: Mapping[str, Any], folder: Path) -> str:
+    """Return a hash that is the same for the same settings, wherever the run's folder and the data are."""
+    settings = {name: value for name, value in config.items() if name != "data_dir"}
+    text = json.dumps(settings, sort_keys=True)
+    for place in (str(folder.absolute()), config.get("data_dir")):
+        text = text.replace(json.dumps(place)[1:-1], "") if place else text
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f"{path.name}.part")
+    scratch.write_text(json.dumps(content, indent=1))
+    scratch.replace(path)

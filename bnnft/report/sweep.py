@@ -1,0 +1,71 @@
+"""Say how far a sweep is, and at its end what became of every job."""
+
+import atexit
+import math
+from pathlib import Path
+from typing import Any
+
+import rich
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from bnnft.report.results import RESULT, read_jobs, read_result
+from bnnft.report.tables import duration, job_table
+
+
+class SweepProgress(Callback):
+    """Hydra callback: before each job of a sweep which of how many it is, at the end a table of all of them.
+
+    The table comes when the process ends, so that it comes after a failure or an interrupt too.
+    """
+
+    def __init__(self) -> None:
+        self._total: int | None = None
+        self._seconds: list[float] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Count the jobs."""
+        self._total = sweep_size(config)
+        atexit.register(_print_jobs, Path(config.hydra.sweep.dir))
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say which job starts, and when the last one may be done."""
+        if config.hydra.mode is None or config.hydra.mode.name != "MULTIRUN":
+            return
+        number = config.hydra.job.num
+        of, left = "", ""
+        if self._total is not None:  # with other launchers jobs run in other processes, which don't know
+            of = f" of {self._total}"
+            if self._seconds:
+                seconds = sum(self._seconds) / len(self._seconds) * (self._total - number)
+                left = f", {duration(seconds)} left for all"
+        print(f"job {number + 1}{of}: {config.hydra.job.override_dirname}{left}", flush=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Take in how long the job took, now or when it was done before."""
+        folder = Path(config.hydra.runtime.output_dir)
+        if (folder / RESULT).exists():
+            self._seconds.append(read_result(folder).seconds)
+
+
+def sweep_size(config: DictConfig) -> int | None:
+    """Return the number of jobs of a sweep, ``None`` if the sweeper does not say it beforehand."""
+    trials: int | None = OmegaConf.select(config, "hydra.sweeper.n_trials")
+    if trials is not None:
+        return trials
+    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    parameters = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    overrides += OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in parameters.items()])
+    return math.prod(len(list(each.sweep_iterator())) for each in overrides if each.is_sweep_override())
+
+
+def _print_jobs(folder: Path) -> None:
+    try:
+        jobs, faults = read_jobs([folder])
+    except FileNotFoundError:
+        return  # nothing was begun
+    rich.print(job_table(jobs))
+    for fault in faults:
+        print(fault)

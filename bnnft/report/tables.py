@@ -1,0 +1,129 @@
+"""Tables of finished runs: of one for the screen, of several as rows."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+
+from bnnft.report.results import Job, Result, labels
+
+_LAYER_COLUMNS = {
+    "margin": "margin",
+    "margin_normalized": "normalized margin",
+    "margin_below_2": "margin below 2",
+    "class_margin": "class margin",
+    "importance_variance": "importance variance",
+    "importance_cv": "importance CV",
+}
+
+
+def run_tables(result: Result) -> list[Table]:
+    """Return the tables of one run: accuracy over BER, and the neurons of each layer."""
+    tables = []
+    if (curve := result.curve) is not None:
+        clean = f"clean accuracy {percent(curve.clean)} %"
+        tolerable = result.metrics.get("test/tolerable_ber")
+        title = clean if tolerable is None else f"{clean}, tolerable BER {percent(tolerable)} %"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
+        for column in ("BER (%)" if curve.axis == "rate" else curve.axis, "accuracy (%)", "95 % interval", "std"):
+            table.add_column(column, justify="right")
+        for rate, mean, (low, high), std in zip(curve.rates, curve.mean, curve.interval, curve.std, strict=True):
+            shown = f"{100 * rate:g}" if curve.axis == "rate" else f"{rate:g}"
+            table.add_row(shown, percent(mean), f"{percent(low)} to {percent(high)}", percent(std))
+        tables.append(table)
+    layers = layer_metrics(result.metrics)
+    if layers:
+        keys = [key for key in _LAYER_COLUMNS if any(key in values for values in layers.values())]
+        table = Table(
+            title="neurons of each layer (test data, clean weights)",
+            title_justify="left",
+            box=box.SIMPLE,
+            collapse_padding=True,
+            pad_edge=False,
+        )
+        for column in ("layer", *(_LAYER_COLUMNS[key] for key in keys)):
+            table.add_column(column, justify="left" if column == "layer" else "right")
+        for layer, values in layers.items():
+            table.add_row(layer, *(f"{values[key]:.4g}" if key in values else "" for key in keys))
+        tables.append(table)
+    return tables
+
+
+def layer_metrics(metrics: Mapping[str, float], stage: str = "test") -> dict[str, dict[str, float]]:
+    """Return for each layer its metrics, from names like ``test/margin/fc1``."""
+    layers: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        match name.split("/"):
+            case [found, key, layer] if found == stage and key in _LAYER_COLUMNS:
+                layers.setdefault(layer, {})[key] = value
+    return layers
+
+
+def job_table(jobs: Sequence[Job]) -> Table:
+    """Return what became of the jobs of a sweep."""
+    table = Table(
+        title=f"{len(jobs)} jobs", title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False
+    )
+    for column in ("job", "state", "clean (%)", "tolerable BER (%)", "time", "error"):
+        table.add_column(column, justify="right" if "%" in column or column == "time" else "left", overflow="fold")
+    for label, job in zip(labels(jobs), jobs, strict=True):
+        values = ["", "", ""]
+        if (result := job.result) is not None:
+            clean = result.metrics.get("test/acc", math.nan)
+            tolerable = result.metrics.get("test/tolerable_ber", math.nan)
+            values = [percent(clean), percent(tolerable), duration(result.seconds)]
+        table.add_row(label, job.state, *values, job.error)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people.
+
+    Example:
+        >>> duration(7), duration(65), duration(7300)
+        ('7 s', '1:05 min', '2:01 h')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return time.strftime("%-M:%S min" if whole < 3600 else "%-H:%M h", time.gmtime(whole))
+
+
+Rows = tuple[list[str], list[list[str]]]
+
+
+def accuracy_rows(results: Sequence[Result]) -> Rows:
+    """Return header and a row for each run: accuracy in percent, clean and at each rate, and the tolerable BER."""
+    rates = sorted({rate for result in results if result.curve for rate in result.curve.rates})
+    rows = []
+    for label, result in zip(labels(results), results, strict=True):
+        means = dict(zip(result.curve.rates, result.curve.mean, strict=True)) if result.curve else {}
+        clean = result.curve.clean if result.curve else result.metrics.get("test/acc", math.nan)
+        tolerable = result.metrics.get("test/tolerable_ber", math.nan)
+        row = [label, percent(clean), *(percent(means.get(rate, math.nan)) for rate in rates), percent(tolerable)]
+        rows.append(row)
+    return ["run", "clean", *(f"{100 * rate:g} %" for rate in rates), "tolerable BER"], rows
+
+
+def neuron_rows(results: Sequence[Result]) -> Rows:
+    """Return header and a row for each run: margin, importance CV and variance of each layer."""
+    layers = dict.fromkeys(layer for result in results for layer in layer_metrics(result.metrics))
+    keys = [(key, layer) for key in ("margin", "importance_cv", "importance_variance") for layer in layers]
+    keys = [(key, layer) for key, layer in keys if any(f"test/{key}/{layer}" in r.metrics for r in results)]
+    rows = []
+    for label, result in zip(labels(results), results, strict=True):
+        values = (result.metrics.get(f"test/{key}/{layer}", math.nan) for key, layer in keys)
+        rows.append([label, *(f"{value:.3g}" for value in values)])
+    return ["run", *(f"{_LAYER_COLUMNS[key]} {layer}" for key, layer in keys)], rows
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Return rows as a Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction in percent, nothing for NaN."""
+    return "" if math.isnan(fraction) else f"{100 * fraction:.1f}"

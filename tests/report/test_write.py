@@ -1,0 +1,87 @@
+import csv
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+from result_folders import begin, fail, finish, sweep
+
+from bnnft.report.__main__ import main
+
+
+def test_the_command_writes_tables_figures_and_page(tmp_path, capsys):
+    assert main([str(sweep(tmp_path))]) == 0
+    said = capsys.readouterr().out
+    names = {"results.csv", "report.md", "report.html"} | {f"accuracy_over_ber.{s}" for s in ("svg", "pdf", "png")}
+    assert names <= {path.name for path in tmp_path.iterdir()}
+    assert "12 jobs" in said
+    assert all(str(tmp_path / name) in said for name in names)
+    page = (tmp_path / "report.md").read_text()
+    assert "| ber.rate=0.1, seed=2 | 80.0 |" in page
+    assert (tmp_path / "accuracy_over_ber.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_row_for_each_run_and_rate(tmp_path):
+    """Tidy: the numbers are those of the results, with the settings beside them."""
+    main([str(sweep(tmp_path))])
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert len(rows) == 12 * 10
+    row = next(row for row in rows if row["run"] == "ber.rate=0.1, seed=1" and row["rate"] == "0.09")
+    result = finish(tmp_path / "again", 0.1, 1)
+    assert (row["ber.rate"], row["seed"], row["state"], row["maps"]) == ("0.1", "1", "finished", "5")
+    assert float(row["accuracy"]) == result.curve.mean[3]
+    assert (float(row["low"]), float(row["high"])) == result.curve.interval[3]
+    assert float(row["test/margin/fc1"]) == result.metrics["test/margin/fc1"]
+
+
+def test_a_half_finished_sweep_says_what_is_missing(tmp_path):
+    finish(tmp_path, 0.1, 0)
+    begin(tmp_path, 0.1, 1)
+    fail(tmp_path, 0.1, 2)
+    broken = begin(tmp_path, 0.1, 3)[0] / "metrics.json"
+    broken.write_text('{"metrics": {"test/acc"')
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report.md").read_text()
+    missing = page[page.index("Missing:") :]
+    assert "seed=1,dataset=digits: unfinished" in missing
+    assert "seed=2,dataset=digits: failed ValueError: the reason" in missing
+    assert f"{broken} is no result of a run, or was cut" in missing
+
+
+@pytest.mark.parametrize("folder", ["missing", "."])
+def test_a_folder_without_results_is_named(tmp_path, capsys, folder):
+    assert main([str(tmp_path / folder)]) == 2
+    assert f"no metrics.json below {str(tmp_path / folder)!r}" in capsys.readouterr().err
+
+
+def test_a_sweep_of_failures_has_no_report(tmp_path, capsys):
+    fail(tmp_path, 0.1, 0)
+    assert main([str(tmp_path)]) == 2
+    assert "none of 1 runs is finished" in capsys.readouterr().err
+
+
+def test_an_unknown_key_is_named_with_those_there_are(tmp_path, capsys):
+    assert main([str(sweep(tmp_path)), "--group-by", "los"]) == 2
+    assert "got 'los'; there are ber.rate, seed" in capsys.readouterr().err
+
+
+def test_several_sweeps_share_one_figure(tmp_path):
+    sweep(tmp_path / "a", rates=(0.1,), loss="hinge")
+    sweep(tmp_path / "b", rates=(0.1,), loss="margin")
+    out = tmp_path / "out"
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main([*folders, "--group-by", "loss", "--out", str(out)]) == 0
+    figure = (out / "accuracy_over_ber.svg").read_text()
+    assert "loss=hinge" in figure
+    assert "loss=margin" in figure
+
+
+def test_a_thousand_runs_are_read_in_a_gigabyte(tmp_path):
+    """And in half a minute on a machine that does nothing else: the bound here is for a slow one."""
+    sweep(tmp_path, rates=[round(0.001 * n, 3) for n in range(100)], seeds=range(10))
+    command = [sys.executable, "-m", "bnnft.report", str(tmp_path)]
+    start = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    assert time.monotonic() - start < 120
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2**20  # kB

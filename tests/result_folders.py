@@ -1,0 +1,59 @@
+"""Make result folders as sweeps leave them, any number, without training."""
+
+import random
+
+import torch
+
+from bnnft import BERCurve
+from bnnft.report.results import begin_job, fail_job, write_result
+
+
+def metrics(rate, margin):
+    return {
+        "test/acc": 0.9 - rate,
+        "test/tolerable_ber": rate + 0.01,
+        "test/margin/fc1": margin,
+        "test/importance_cv/fc1": 0.5 / margin,
+        "test/margin/fc2": 3 * margin,
+    }
+
+
+def config(rate, seed, loss="cross_entropy"):
+    return {"ber": {"rate": rate}, "seed": seed, "loss": {"_target_": loss}, "name": "made"}
+
+
+def begin(folder, rate, seed, loss=None):
+    """A job that has begun; returns its folder and config."""
+    overrides = [f"ber.rate={rate}", f"seed={seed}", "dataset=digits"] + ([f"loss={loss}"] if loss else [])
+    job = folder / ",".join(overrides)
+    (job / ".hydra").mkdir(parents=True)
+    (job / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
+    begin_job(job, config(rate, seed, loss or "cross_entropy"))
+    return job, config(rate, seed, loss or "cross_entropy")
+
+
+def finish(folder, rate, seed, loss=None, rates=10, maps=5):
+    """A finished job."""
+    job, settings = begin(folder, rate, seed, loss)
+    draw = random.Random(f"{rate}{seed}{loss}")
+    points = [round(0.03 * number, 4) for number in range(rates)]
+    accuracy = [
+        [max(0.1, 0.9 - rate - abs(point - rate) - 0.02 * draw.random()) for _ in range(maps)] for point in points
+    ]
+    curve = BERCurve(tuple(points), torch.tensor(accuracy, dtype=torch.float64), clean=0.9 - rate)
+    return write_result(job, metrics(rate, 2 + 10 * rate + draw.random()), curve, settings, seconds=60 * (1 + rate))
+
+
+def sweep(folder, rates=(0.0, 0.05, 0.1, 0.2), seeds=(0, 1, 2), loss=None):
+    """All combinations, finished."""
+    for rate in rates:
+        for seed in seeds:
+            finish(folder, rate, seed, loss)
+    return folder
+
+
+def fail(folder, rate, seed, error=None):
+    """A job that failed."""
+    job, _ = begin(folder, rate, seed)
+    fail_job(job, ValueError("the reason") if error is None else error)
+    return job

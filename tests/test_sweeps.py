@@ -1,0 +1,171 @@
+"""Sweeps: resumed where they were cut, with a failing job among them, on other launchers, tracked job by job."""
+
+import json
+import signal
+
+import pytest
+import torch
+import yaml
+from commands import QUICK, ROOT, run
+from offline_run import column, read
+
+KILL = "+callbacks.kill._target_=kill_job.Kill"  # does nothing, unless the environment says so
+FOUR = ["-m", *QUICK, KILL, "name=four", "ber.rate=0,0.2", "seed=0,1"]
+
+
+def jobs(folder, name="four"):
+    return {path.parent.name: path.parent for path in (folder / "multirun" / name).glob("*/.hydra")}
+
+
+def weights(job):
+    return torch.load(job / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(folder, *FOUR)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_a_sweep_says_how_far_it_is_and_ends_with_a_table(whole):
+    _, said = whole
+    assert "job 1 of 4: " in said
+    assert "left for all" in said.split("job 4 of 4: ")[1].splitlines()[0]
+    table = said[said.rindex("4 jobs") :]
+    assert table.count("finished") == 4
+    assert all(f"ber.rate={rate}, seed={seed}" in table for rate in (0, 0.2) for seed in (0, 1))
+
+
+def test_each_job_is_a_run_of_its_own_with_its_whole_config(whole):
+    folder, _ = whole
+    runs = [read(path) for path in (folder / "wandb").glob("offline-run-*")]
+    assert len(runs) == 4
+    settings = {(tracked["config"]["ber"]["rate"], tracked["config"]["seed"]) for tracked in runs}
+    assert settings == {(rate, seed) for rate in (0, 0.2) for seed in (0, 1)}
+    for tracked in runs:
+        assert (tracked["exit"], tracked["group"]) == (0, "four")
+        assert f"seed={tracked['config']['seed']}" in tracked["name"]
+        job = next(path for name, path in jobs(folder).items() if name == tracked["name"])
+        result = json.loads((job / "metrics.json").read_text())
+        means = [sum(maps) / len(maps) for maps in result["curve"]["accuracy"]]
+        assert column(tracked, "test/acc_over_ber") == pytest.approx(means)
+
+
+def test_the_same_command_again_finds_everything_done(whole):
+    folder, _ = whole
+    written = {name: (job / "metrics.json").stat().st_mtime_ns for name, job in jobs(folder).items()}
+    done = run(folder, *FOUR)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("finished before: ") == 4
+    assert {name: (job / "metrics.json").stat().st_mtime_ns for name, job in jobs(folder).items()} == written
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 4
+
+
+def test_more_values_add_jobs(whole):
+    folder, _ = whole
+    done = run(folder, *FOUR[:-2], "ber.rate=0.2,0.3", "seed=1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("finished before: ") == 1
+    assert len(jobs(folder)) == 5
+
+
+def test_a_setting_that_no_folder_is_named_by_makes_a_job_run_again(tmp_path):
+    """As when a YAML file was edited."""
+    hidden = ["hydra.job.config.override_dirname.exclude_keys=[optimizer.lr]", "ber.rate=0.1"]
+    for lr, said in (("1e-3", 0), ("2e-3", 0), ("2e-3", 1)):
+        done = run(tmp_path, "-m", *QUICK, "name=four", *hidden, f"optimizer.lr={lr}")
+        assert done.stdout.count("finished before: ") == said
+        (job,) = jobs(tmp_path).values()
+        assert json.loads((job / "metrics.json").read_text())["config"]["optimizer"]["lr"] == float(lr)
+
+
+def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(whole, tmp_path):
+    """Kill -9 in the third of four jobs, in the middle of a batch, and the same command again.
+
+    Fails if a job that is cut starts afresh with the state of random numbers that is left, or is taken for done.
+    """
+    done = run(tmp_path, *FOUR, KILL_JOB="ber.rate=0.2")
+    assert done.returncode == -signal.SIGKILL
+    assert len(jobs(tmp_path)) == 3
+    assert sum((job / "metrics.json").exists() for job in jobs(tmp_path).values()) == 2
+    done = run(tmp_path, *FOUR)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("finished before: ") == 2
+    assert "Restored all states from the checkpoint" in done.stderr + done.stdout
+    folder, _ = whole
+    for name, job in jobs(tmp_path).items():
+        ours, theirs = (json.loads((path / "metrics.json").read_text()) for path in (job, jobs(folder)[name]))
+        assert ours["curve"] == theirs["curve"]
+        assert ours["metrics"] == theirs["metrics"]
+        assert all(torch.equal(value, weights(jobs(folder)[name])[key]) for key, value in weights(job).items())
+
+
+def test_one_failing_job_leaves_the_others_and_its_reason(tmp_path):
+    done = run(tmp_path, "-m", *QUICK, "name=four", "optimizer.lr=1e-3,-1,2e-3,4e-3")
+    assert done.returncode == 1
+    found = jobs(tmp_path)
+    assert sum((job / "metrics.json").exists() for job in found.values()) == 3
+    (failed,) = [job for job in found.values() if not (job / "metrics.json").exists()]
+    log = (failed / "train.log").read_text()
+    assert "Traceback" in log
+    assert "Invalid learning rate: -1" in log
+    assert sorted(read(path)["exit"] for path in (tmp_path / "wandb").glob("offline-run-*")) == [0, 0, 0, 1]
+    table = done.stdout[done.stdout.rindex("4 jobs") :]
+    assert table.count("finished") == 3
+    assert table.count("failed") == 1
+    again = run(tmp_path, "-m", *QUICK, "name=four", "optimizer.lr=1e-3,-1,2e-3,4e-3")
+    assert again.stdout.count("finished before: ") == 3
+
+
+@pytest.mark.parametrize("launcher", [["joblib"], ["submitit_local", "threads=1"]], ids=lambda launcher: launcher[0])
+def test_other_launchers_run_the_same_jobs(whole, tmp_path, launcher):
+    """In processes of their own, with the results of one after the other."""
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher[0].split('_')[0]}_launcher", reason="an extra of bnnft")
+    done = run(tmp_path, *FOUR[:-1], "seed=0", f"hydra/launcher={launcher[0]}", *launcher[1:])
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [path.parent for path in tmp_path.rglob("metrics.json")]
+    assert len(found) == 2
+    folder, _ = whole
+    for job in found:
+        rate = json.loads((job / "metrics.json").read_text())["config"]["ber"]["rate"]
+        (same,) = [path for name, path in jobs(folder).items() if f"ber.rate={rate:g}," in name and "seed=0" in name]
+        ours, theirs = (json.loads((path / "metrics.json").read_text()) for path in (job, same))
+        assert ours["curve"] == theirs["curve"]
+    exits = [read(path)["exit"] for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert exits == [0, 0]
+
+
+def test_a_search_finds_the_pareto_set_of_clean_and_faulty_accuracy(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="an extra of bnnft")
+    few = ["hydra.sweeper.n_trials=2", "name=search", "logger=none"]
+    done = run(tmp_path, "-m", *QUICK, "hparams_search=clean_vs_faulty", *few)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Number of Pareto solutions" in done.stdout
+    found = yaml.safe_load((tmp_path / "multirun" / "search" / "optimization_results.yaml").read_text())
+    best = found["solutions"][0]
+    results = [json.loads(path.read_text()) for path in tmp_path.rglob("metrics.json")]
+    assert len(results) == 2
+    values = [[result["metrics"][name] for name in ("val/acc", "val/acc_faulty")] for result in results]
+    assert best["values"] in values
+    # all trials are measured at one rate, whatever they train with
+    rates = {result["config"]["callbacks"]["accuracy_over_ber"]["error_model"]["rate"] for result in results}
+    assert rates == {0.1}
+    assert len({result["config"]["ber"]["rate"] for result in results}) == 2
+
+
+def test_the_sweep_of_wandb_runs_what_its_agent_would(tmp_path):
+    """The command line of an agent, with values of the sweep filled in."""
+    sweep = yaml.safe_load((ROOT / "conf" / "sweep.yaml").read_text())
+    values = {name: entry.get("value", entry.get("values", [None])[-1]) for name, entry in sweep["parameters"].items()}
+    values["dataset"] = "digits"  # the other one may not be at hand
+    filled = {"${env}": [], "${interpreter}": [], "${program}": []}
+    filled["${args_no_hyphens}"] = [f"{name}={value}" for name, value in values.items()]
+    arguments = [part for word in sweep["command"] for part in filled.get(word, [word])]
+    assert sweep["program"] == "train.py"
+    done = run(tmp_path, *QUICK, *arguments, "logger.wandb.mode=offline")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (tracked,) = [read(path) for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert tracked["config"]["ber"]["rate"] == values["ber.rate"]
+    assert sweep["metric"]["name"] in tracked["summary"]
