@@ -1,6 +1,7 @@
 """Train a binarized neural network under bit flips, test the best checkpoint, and say where everything is."""
 
 import atexit
+import gc
 import sys
 import time
 import warnings
@@ -41,6 +42,7 @@ def main(config: DictConfig) -> float | tuple[float, ...]:
         atexit.register(print, f"train.py failed: {fail_job(folder, error)}", file=sys.stderr)
         raise
     finish(loggers)
+    gc.collect()  # trainer and module refer to each other: they go before the next job of a sweep comes
     for table in run_tables(result) if "checkpoint" in places else []:
         rich.print(table)
     print("\n".join(f"{name}: {place}" for name, place in places.items() if place))
