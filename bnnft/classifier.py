@@ -23,7 +23,8 @@ class Classifier(LightningModule):
         num_classes: number of classes, >= 2.
         loss: of scores and targets, mean over the batch.
         optimizer: called with the parameters; Adam at 1e-3 if ``None``.
-        scheduler: called with the optimizer, steps after each epoch; a constant rate if ``None``.
+        scheduler: called with the optimizer and the number of steps of the run, advanced after each step; a constant
+            rate if ``None``.
 
     Example:
         >>> from bnnft.model import FC
@@ -38,7 +39,7 @@ class Classifier(LightningModule):
         num_classes: int,
         loss: nn.Module | None = None,
         optimizer: Callable[[Any], Optimizer] | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler: Callable[[Optimizer, int], Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -77,7 +78,8 @@ class Classifier(LightningModule):
         optimizer = self._optimizer(self.parameters())
         if self._scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+        scheduler = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: Metric) -> None:
         inputs, targets = batch

@@ -22,8 +22,9 @@ def test_optimizer_and_scheduler_are_the_given_ones(tmp_path):
     def optimizer(parameters):
         return torch.optim.SGD(parameters, lr=0.5)
 
-    def scheduler(optimizer):
-        return torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+    def scheduler(optimizer, steps):
+        assert steps == 12
+        return torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
 
     module = Classifier(small_net(), 3, optimizer=optimizer, scheduler=scheduler)
     run = trainer(tmp_path, [])
