@@ -174,9 +174,11 @@ def read_jobs(folders: Iterable[Path]) -> tuple[list[Job], list[str]]:
 
 
 def labels(runs: Sequence[Job] | Sequence[Result]) -> list[str]:
-    """Return for each run the overrides that it does not share with all others."""
+    """Return for each run the overrides that it does not share with all others, and its sweep if there are several."""
     shared = set.intersection(*(set(run.overrides) for run in runs)) if runs else set()
-    return [", ".join(o for o in run.overrides if o not in shared) or run.folder.name for run in runs]
+    names = [", ".join(o for o in run.overrides if o not in shared) or run.folder.name for run in runs]
+    sweeps = [run.sweep if isinstance(run, Job) else "" for run in runs]
+    return names if len(set(sweeps)) < 2 else [f"{s}: {name}" for s, name in zip(sweeps, names, strict=True)]
 
 
 def _overrides(folder: Path) -> tuple[str, ...]:
@@ -185,8 +187,8 @@ def _overrides(folder: Path) -> tuple[str, ...]:
 
 
 def identity(config: Mapping[str, Any], folder: Path) -> str:
-    """Return a hash that is the same for the same settings, wherever the run's folder and the data are."""
-    settings = {name: value for name, value in config.items() if name != "data_dir"}
+    """Return a hash that is the same for the same settings, wherever and by however many threads they are run."""
+    settings = {name: value for name, value in config.items() if name not in ("data_dir", "threads")}
     text = json.dumps(settings, sort_keys=True)
     for place in (str(folder.absolute()), config.get("data_dir")):
         text = text.replace(json.dumps(place)[1:-1], "") if place else text

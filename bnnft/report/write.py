@@ -43,7 +43,7 @@ def write_report(folders: Sequence[Path], group_by: str | None = None, out: Path
 
 def _write_csv(path: Path, jobs: Sequence[Job]) -> Path:
     """Write a row for each run and rate."""
-    settings, names = settings_of(jobs), []
+    settings = settings_of(jobs)
     rows: list[dict[str, Any]] = []
     for job, label, own in zip(jobs, labels(jobs), settings, strict=True):
         result = job.result

@@ -84,6 +84,8 @@ def test_a_file_that_was_cut_is_named_and_left_out(tmp_path):
 def test_runs_are_named_by_what_differs(tmp_path):
     jobs, _ = read_jobs([sweep(tmp_path, seeds=(0,), rates=(0.0, 0.1))])
     assert labels(jobs) == ["ber.rate=0.0", "ber.rate=0.1"]
+    several, _ = read_jobs([sweep(tmp_path / name, seeds=(0, 1), rates=(0.1,)) for name in "ab"])
+    assert labels(several) == ["a: seed=0", "a: seed=1", "b: seed=0", "b: seed=1"]
 
 
 def test_the_file_holds_no_more_than_json(tmp_path):
