@@ -129,6 +129,7 @@ class _Chains:
         for node in trace.nodes:
             for value in node.inputs:
                 self._consumers.setdefault(value, []).append(node)
+        self._looked: dict[tuple[int, bool], bool] = {}  # every path asks again, and each look reads the whole tensor
 
     def of(self, sites: Sequence[Site]) -> dict[str, tuple[Chain, Observation]]:
         """Return for each layer that ran its chain and what it computed."""
@@ -187,6 +188,11 @@ class _Chains:
         return bool(between) and all(self._binary(v) and self._trace.values[v].shape == shape for v in between)
 
     def _binary(self, value: int, symmetric: bool = False) -> bool:
+        if (value, symmetric) not in self._looked:
+            self._looked[value, symmetric] = self._look(value, symmetric)
+        return self._looked[value, symmetric]
+
+    def _look(self, value: int, symmetric: bool) -> bool:
         """Tell whether a value holds two numbers only, if asked of equal size, for every sample and neuron.
 
         With equal size a few zeros are let pass, which torch.sign makes of zeros.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -62,10 +62,7 @@ class BERCurve:
     @property
     def interval(self) -> list[tuple[float, float]]:
         """95 % confidence interval of the mean over maps (Student's t), NaN for a single map."""
-        from scipy.stats import t
-
-        half = float(t.ppf(0.975, max(self.maps - 1, 1))) / math.sqrt(self.maps)
-        return [(mean - half * std, mean + half * std) for mean, std in zip(self.mean, self.std, strict=True)]
+        return [interval(maps) for maps in self.accuracy]
 
     def tolerable_ber(self, drop: float = 0.01) -> float:
         """Return the highest rate up to which the mean accuracy stays within ``drop`` of the clean accuracy.
@@ -88,6 +85,22 @@ class BERCurve:
     def plot(self, ax: Any = None, label: str | None = None) -> Plot:
         """Draw mean and 95 % interval over the rates; returns (figure, axes)."""
         return plot_curve(self.rates, self.mean, self.interval, ax, label, self.axis)
+
+
+def interval(values: Tensor) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of some values (Student's t), NaN for a single one."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    mean, half = float(values.mean()), student(len(values) - 1) * float(values.std()) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+@cache
+def student(freedom: int) -> float:
+    """Return the 0.975 quantile of Student's t with so many degrees of freedom."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
 
 
 def checked_drop(drop: float) -> None:

@@ -20,11 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write to (the first folder)")
     given = parser.parse_args(arguments)
     try:
-        files = write_report(given.folders, given.group_by, given.out)
+        jobs, faults = read_jobs(given.folders)
+        title = " and ".join(folder.name for folder in given.folders)
+        files = write_report(jobs, faults, title, given.out or given.folders[0], given.group_by)
     except (FileNotFoundError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
-    jobs, faults = read_jobs(given.folders)
     rich.print(job_table(jobs))
     for fault in faults:
         print(f"left out: {fault}")

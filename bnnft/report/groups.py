@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from scipy.stats import t
 
+from bnnft.evaluation import interval
 from bnnft.report.results import Job, Result
 
 MOST_GROUPS = 12  # lines in a figure that can still be told apart
@@ -102,9 +102,6 @@ def pooled(results: Sequence[Result]) -> tuple[list[float], list[float], list[tu
     for rate in rates:
         maps = [curve.accuracy[curve.rates.index(rate)] for curve in curves if rate in curve.rates]
         values = torch.stack([accuracy.mean() for accuracy in maps]) if len(maps) > 1 else maps[0]
-        mean, half = float(values.mean()), 0.0
-        if len(values) > 1:
-            half = float(t.ppf(0.975, len(values) - 1)) * float(values.std()) / len(values) ** 0.5
-        means.append(mean)
-        intervals.append((mean - half, mean + half))
+        means.append(float(values.mean()))
+        intervals.append(interval(values) if len(values) > 1 else (means[-1], means[-1]))
     return rates, means, intervals

@@ -9,16 +9,16 @@ const distinct = values => [...new Set(values)];
 const mean = values => values.reduce((sum, value) => sum + value, 0) / values.length;
 const percent = value => value === null || value === undefined ? "" : (100 * value).toFixed(1);
 
-// 0.975 quantiles of Student's t by degrees of freedom
-const student = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16, 2.145,
-  2.131, 2.12, 2.11, 2.101, 2.093, 2.086, 2.08, 2.074, 2.069, 2.064, 2.06, 2.056, 2.052, 2.048, 2.045, 2.042];
+// mean over fault maps, null where this rate was not measured
+const accuracyAt = (job, rate) => job.curve && job.curve.rates.includes(rate)
+  ? mean(job.curve.accuracy[job.curve.rates.indexOf(rate)]) : null;
 
 // half of the 95 % interval of the mean; 0 for a single value, which says nothing of its spread
 function halfInterval(values) {
   if (values.length < 2) return 0;
   const middle = mean(values), freedom = values.length - 1;
   const variance = values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / freedom;
-  return (student[freedom - 1] ?? 1.96) * Math.sqrt(variance / values.length);
+  return (data.student[freedom - 1] ?? 1.96) * Math.sqrt(variance / values.length);
 }
 
 function order(a, b) {
@@ -96,9 +96,8 @@ function drawTolerance() {
 
 function drawPareto() {
   const rate = Number(element("rate").value);
-  const at = job => job.curve && job.curve.rates.includes(rate) ? mean(job.curve.accuracy[job.curve.rates.indexOf(rate)])
-    : null;
-  const points = done.map(job => ({ job, x: job.clean, y: at(job) })).filter(point => point.x !== null && point.y !== null);
+  const points = done.map(job => ({ job, x: job.clean, y: accuracyAt(job, rate) }))
+    .filter(point => point.x !== null && point.y !== null);
   const front = points.filter(p => !points.some(q => q.x >= p.x && q.y >= p.y && (q.x > p.x || q.y > p.y)))
     .sort((a, b) => a.x - b.x);
   const key = element("group").value, names = grouped(key).map(([name]) => name);
@@ -118,8 +117,7 @@ const columns = [
   ...data.keys.map(key => ({ title: key, value: job => job.keys[key] ?? "" })),
   { title: "clean (%)", value: job => job.clean, show: percent },
   ...data.rates.map(rate => ({ title: `at ${data.axis === "rate" ? 100 * rate + " %" : rate}`, show: percent,
-    value: job => job.curve && job.curve.rates.includes(rate) ? mean(job.curve.accuracy[job.curve.rates.indexOf(rate)])
-      : null })),
+    value: job => accuracyAt(job, rate) })),
   { title: "tolerable BER (%)", value: job => job.tolerable, show: percent },
   { title: "time (s)", value: job => job.seconds, show: value => value ? value.toFixed(0) : "" },
 ];

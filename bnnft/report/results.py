@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,16 @@ class Result:
     config: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     identity: str = ""
+
+    @property
+    def clean(self) -> float:
+        """Accuracy without flips, NaN if it was not measured."""
+        return self.metrics.get("test/acc", math.nan) if self.curve is None else self.curve.clean
+
+    @property
+    def tolerable(self) -> float:
+        """Tolerable BER, NaN if it was not measured."""
+        return self.metrics.get("test/tolerable_ber", math.nan)
 
     def objective(self, names: str | Sequence[str]) -> float | tuple[float, ...]:
         """Return the metric of this name, or of several names: what a sweeper optimizes.
@@ -173,12 +184,12 @@ def read_jobs(folders: Iterable[Path]) -> tuple[list[Job], list[str]]:
     return jobs, faults
 
 
-def labels(runs: Sequence[Job] | Sequence[Result]) -> list[str]:
+def labels(jobs: Sequence[Job]) -> list[str]:
     """Return for each run the overrides that it does not share with all others, and its sweep if there are several."""
-    shared = set.intersection(*(set(run.overrides) for run in runs)) if runs else set()
-    names = [", ".join(o for o in run.overrides if o not in shared) or run.folder.name for run in runs]
-    sweeps = [run.sweep if isinstance(run, Job) else "" for run in runs]
-    return names if len(set(sweeps)) < 2 else [f"{s}: {name}" for s, name in zip(sweeps, names, strict=True)]
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if jobs else set()
+    names = [", ".join(o for o in job.overrides if o not in shared) or job.folder.name for job in jobs]
+    several = len({job.sweep for job in jobs}) > 1
+    return [f"{job.sweep}: {name}" if several else name for job, name in zip(jobs, names, strict=True)]
 
 
 def _overrides(folder: Path) -> tuple[str, ...]:

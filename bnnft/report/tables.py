@@ -71,9 +71,7 @@ def job_table(jobs: Sequence[Job]) -> Table:
     for label, job in zip(labels(jobs), jobs, strict=True):
         values = ["", "", ""]
         if (result := job.result) is not None:
-            clean = result.metrics.get("test/acc", math.nan)
-            tolerable = result.metrics.get("test/tolerable_ber", math.nan)
-            values = [percent(clean), percent(tolerable), duration(result.seconds)]
+            values = [percent(result.clean), percent(result.tolerable), duration(result.seconds)]
         table.add_row(label, job.state, *values, job.error)
     return table
 
@@ -94,29 +92,35 @@ def duration(seconds: float) -> str:
 Rows = tuple[list[str], list[list[str]]]
 
 
-def accuracy_rows(results: Sequence[Result]) -> Rows:
-    """Return header and a row for each run: accuracy in percent, clean and at each rate, and the tolerable BER."""
-    rates = sorted({rate for result in results if result.curve for rate in result.curve.rates})
+def accuracy_rows(jobs: Sequence[Job]) -> Rows:
+    """Return header and a row for each finished run: accuracy in percent, clean and at each rate, and tolerable BER."""
+    finished = _finished(jobs)
+    rates = sorted({rate for _, result in finished if result.curve for rate in result.curve.rates})
     rows = []
-    for label, result in zip(labels(results), results, strict=True):
+    for label, result in finished:
         means = dict(zip(result.curve.rates, result.curve.mean, strict=True)) if result.curve else {}
-        clean = result.curve.clean if result.curve else result.metrics.get("test/acc", math.nan)
-        tolerable = result.metrics.get("test/tolerable_ber", math.nan)
-        row = [label, percent(clean), *(percent(means.get(rate, math.nan)) for rate in rates), percent(tolerable)]
-        rows.append(row)
+        shown = (result.clean, *(means.get(rate, math.nan) for rate in rates), result.tolerable)
+        rows.append([label, *map(percent, shown)])
     return ["run", "clean", *(f"{100 * rate:g} %" for rate in rates), "tolerable BER"], rows
 
 
-def neuron_rows(results: Sequence[Result]) -> Rows:
-    """Return header and a row for each run: margin, importance CV and variance of each layer."""
-    layers = dict.fromkeys(layer for result in results for layer in layer_metrics(result.metrics))
+def neuron_rows(jobs: Sequence[Job]) -> Rows:
+    """Return header and a row for each finished run: margin, importance CV and variance of each layer."""
+    finished = _finished(jobs)
+    layers = dict.fromkeys(layer for _, result in finished for layer in layer_metrics(result.metrics))
     keys = [(key, layer) for key in ("margin", "importance_cv", "importance_variance") for layer in layers]
-    keys = [(key, layer) for key, layer in keys if any(f"test/{key}/{layer}" in r.metrics for r in results)]
+    keys = [(key, layer) for key, layer in keys if any(f"test/{key}/{layer}" in r.metrics for _, r in finished)]
     rows = []
-    for label, result in zip(labels(results), results, strict=True):
+    for label, result in finished:
         values = (result.metrics.get(f"test/{key}/{layer}", math.nan) for key, layer in keys)
         rows.append([label, *(f"{value:.3g}" for value in values)])
     return ["run", *(f"{_LAYER_COLUMNS[key]} {layer}" for key, layer in keys)], rows
+
+
+def _finished(jobs: Sequence[Job]) -> list[tuple[str, Result]]:
+    """Return labels and results of the runs that are finished, told apart among themselves."""
+    jobs = [job for job in jobs if job.result]
+    return [(label, job.result) for label, job in zip(labels(jobs), jobs, strict=True) if job.result]
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -9,35 +9,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bnnft.evaluation import student
 from bnnft.plots import axes, plot_curve
 from bnnft.report.groups import grouping, in_groups, pooled, settings_of, varied
-from bnnft.report.results import Job, Result, labels, read_jobs
+from bnnft.report.results import Job, labels
 from bnnft.report.tables import accuracy_rows, layer_metrics, markdown, neuron_rows
 
 
-def write_report(folders: Sequence[Path], group_by: str | None = None, out: Path | None = None) -> list[Path]:
-    """Write the report of all runs below some folders; returns its files.
+def write_report(
+    jobs: Sequence[Job], faults: Sequence[str], title: str, out: Path, group_by: str | None = None
+) -> list[Path]:
+    """Write the report of some runs; returns its files.
 
     Args:
-        folders: of sweeps or runs.
+        jobs: the runs, from :func:`bnnft.report.results.read_jobs`.
+        faults: what is wrong with those that could not be read.
+        title: of the report.
+        out: the folder to write to.
         group_by: the setting whose values make the groups of the figures; chosen if ``None``.
-        out: where to write to, the first folder if ``None``.
 
     Raises:
-        FileNotFoundError: a folder holds no run.
         ValueError: no run is finished, or there is no setting ``group_by``.
     """
-    jobs, faults = read_jobs(folders)
     if not any(job.result for job in jobs):
         states = "; ".join([*(f"{job.folder.name}: {job.state} {job.error}".strip() for job in jobs), *faults])
         raise ValueError(f"none of {len(jobs) + len(faults)} runs is finished ({states})")
     key, values = grouping(jobs, group_by)
-    title = " and ".join(folder.name for folder in folders)
-    out = folders[0] if out is None else out
     out.mkdir(parents=True, exist_ok=True)
     files = [_write_csv(out / "results.csv", jobs), _write_markdown(out / "report.md", title, jobs, faults)]
     files += _write_figures(out, key, jobs, values)
-    page = write_page(out / "report.html", title, jobs, faults, key)
+    page = _write_page(out / "report.html", title, jobs, faults, key, values)
     return files if page is None else [*files, page]
 
 
@@ -66,8 +67,7 @@ def _write_csv(path: Path, jobs: Sequence[Job]) -> Path:
 
 
 def _write_markdown(path: Path, title: str, jobs: Sequence[Job], faults: Sequence[str]) -> Path:
-    results = [job.result for job in jobs if job.result]
-    parts = [f"# {title}", "Accuracies in %.", markdown(*accuracy_rows(results)), markdown(*neuron_rows(results))]
+    parts = [f"# {title}", "Accuracies in %.", markdown(*accuracy_rows(jobs)), markdown(*neuron_rows(jobs))]
     missing = [f"- {job.folder.name}: {job.state} {job.error}".rstrip() for job in jobs if job.result is None]
     if missing or faults:
         parts.append("\n".join(["Missing:", "", *missing, *(f"- {fault}" for fault in faults)]))
@@ -79,7 +79,7 @@ def _write_markdown(path: Path, title: str, jobs: Sequence[Job], faults: Sequenc
 def _write_figures(folder: Path, key: str, jobs: Sequence[Job], values: Sequence[str]) -> list[Path]:
     """Write accuracy over BER, a line for each group, for the screen and for papers."""
     figure, ax = axes()
-    axis = _axis([job.result for job in jobs if job.result])
+    axis = _axis(jobs)
     for value, results in in_groups(jobs, values):
         same = [result for result in results if result.curve is not None and result.curve.axis == axis]
         if same:
@@ -90,20 +90,23 @@ def _write_figures(folder: Path, key: str, jobs: Sequence[Job], values: Sequence
     return files
 
 
-def _axis(results: Sequence[Result]) -> str:
-    return next((result.curve.axis for result in results if result.curve is not None), "rate")
+def _axis(jobs: Sequence[Job]) -> str:
+    return next((job.result.curve.axis for job in jobs if job.result and job.result.curve), "rate")
 
 
-def write_page(path: Path, title: str, jobs: Sequence[Job], faults: Sequence[str], group: str) -> Path | None:
+def _write_page(
+    path: Path, title: str, jobs: Sequence[Job], faults: Sequence[str], group: str, values: Sequence[str]
+) -> Path | None:
     """Write the interactive page, if plotly is there: it draws, and its code goes into the page."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
         return None
-    settings, axis = settings_of(jobs), _axis([job.result for job in jobs if job.result])
+    settings, axis = settings_of(jobs), _axis(jobs)
     names = varied(settings)
     if group not in names and group != "run":
-        names, settings = [group, *names], _with(group, settings, jobs)
+        names = [group, *names]
+        settings = [own | {group: value} for own, value in zip(settings, values, strict=True)]
     layers = [layer_metrics(job.result.metrics) if job.result else {} for job in jobs]
     entries = [
         _entry(job, label, own, layer, axis)
@@ -118,6 +121,7 @@ def write_page(path: Path, title: str, jobs: Sequence[Job], faults: Sequence[str
         "layers": list(dict.fromkeys(name for layer in layers for name in layer)),
         "metrics": list(dict.fromkeys(name for layer in layers for values in layer.values() for name in values)),
         "faults": list(faults),
+        "student": [student(freedom) for freedom in range(1, 31)],
     }
     files = importlib.resources.files("bnnft.report")
     parts = {"plotly": get_plotlyjs(), "script": (files / "page.js").read_text(), "title": html.escape(title)}
@@ -130,11 +134,6 @@ def write_page(path: Path, title: str, jobs: Sequence[Job], faults: Sequence[str
     return path
 
 
-def _with(key: str, settings: list[dict[str, str]], jobs: Sequence[Job]) -> list[dict[str, str]]:
-    _, values = grouping(jobs, key)
-    return [own | {key: value} for own, value in zip(settings, values, strict=True)]
-
-
 def _entry(
     job: Job, label: str, settings: Mapping[str, str], layers: Mapping[str, Mapping[str, float]], axis: str
 ) -> dict[str, Any]:
@@ -145,8 +144,7 @@ def _entry(
         return entry
     curve = result.curve
     entry["seconds"] = result.seconds
-    entry["clean"] = _finite(result.metrics.get("test/acc", math.nan) if curve is None else curve.clean)
-    entry["tolerable"] = _finite(result.metrics.get("test/tolerable_ber", math.nan))
+    entry["clean"], entry["tolerable"] = _finite(result.clean), _finite(result.tolerable)
     if curve is not None and curve.axis == axis:
         entry["curve"] = {"rates": curve.rates, "accuracy": curve.accuracy.tolist()}
     for layer, metrics in layers.items():

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from result_folders import fail, sweep
 
-from bnnft.report.write import write_report
+from bnnft.report.__main__ import main
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here (Debian: apt-get install chromium)")
@@ -73,7 +73,7 @@ def shown(folder, width=1200):
 def folder(tmp_path_factory):
     folder = sweep(tmp_path_factory.mktemp("page"))
     fail(folder, 0.3, 0, ValueError("<b>bold</b></script>"))
-    write_report([folder])
+    assert main([str(folder)]) == 0
     return folder
 
 
