@@ -19,6 +19,13 @@ def prepared(folder):
     return os.environ | quiet | {"PYTHONPATH": paths, "COLUMNS": "120"}
 
 
+def run_script(name, *arguments):
+    """Run a script of the tests in a process of its own."""
+    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tests" / "foreign"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-W", "ignore", ROOT / "tests" / name, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+
+
 def run(folder, *arguments, **environment):
     """Run train.py."""
     command = [sys.executable, "train.py", *arguments]

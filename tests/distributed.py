@@ -15,11 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
 from bnnft.nn import BinaryActivation, BinaryLinear
-
-
-def whole(weight):
-    """All values of a weight, also where each process holds a part."""
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+from bnnft.sharding import whole
 
 
 class Recording(Project):
@@ -43,11 +39,11 @@ class Recording(Project):
 
     def training_step(self, batch, batch_idx):
         if self.trainer.training:  # not when its loss is asked for in validation
-            self.signs.append([whole(self.net[i].weight).detach().sign().to(torch.int8) for i in (0, 2)])
+            self.signs.append([whole(self.net[i].weight).sign().to(torch.int8) for i in (0, 2)])
         return super().training_step(batch, batch_idx)
 
     def on_train_end(self):
-        weights = {name: whole(weight).detach().clone() for name, weight in self.named_parameters()}
+        weights = {name: whole(weight).clone() for name, weight in self.named_parameters()}
         torch.save((self.signs, weights), Path(self.folder) / f"rank{self.global_rank}.pt")
 
     def on_test_end(self):

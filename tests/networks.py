@@ -59,8 +59,8 @@ class Project(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
-def trainer(tmp_path, callbacks, **kwargs):
-    """A quiet Trainer on the CPU."""
+def trainer(tmp_path, callbacks, kind=Trainer, **kwargs):
+    """A quiet Trainer on the CPU, of lightning if no other is named."""
     settings = {
         "accelerator": "cpu",
         "max_epochs": 2,
@@ -70,7 +70,7 @@ def trainer(tmp_path, callbacks, **kwargs):
         "enable_model_summary": False,
         "default_root_dir": tmp_path,
     }
-    return Trainer(callbacks=callbacks, **(settings | kwargs))
+    return kind(callbacks=callbacks, **(settings | kwargs))
 
 
 def state(module):

@@ -1,24 +1,16 @@
 """On several processes: the flips of one process, equal weights on all of them, one curve for all data."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from commands import run_script
 
 from bnnft.ber import Independent, Key
-
-SCRIPT = Path(__file__).parents[1] / "distributed.py"
 
 
 def run(folder, *arguments):
     """Run the script in processes of its own and return what each process saw, and the test metrics."""
     folder.mkdir()
-    paths = os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parent / "foreign"), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-W", "ignore", SCRIPT, arguments[0], arguments[1], folder, *arguments[2:]]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    done = run_script("distributed.py", *arguments[:2], folder, *arguments[2:])
     assert done.returncode == 0, done.stderr[-3000:]
     seen = [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]
     assert len(seen) == int(arguments[1])

@@ -3,13 +3,11 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from by_hand import by_hand, equal_weights
+from commands import run_script
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -17,8 +15,6 @@ from networks import Project, equal_states, loader, trainer
 
 from bnnft.ber import Independent
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
-
-TESTS = Path(__file__).parents[1]
 
 
 def after(steps):
@@ -32,12 +28,10 @@ def test_a_run_killed_in_the_middle_of_a_batch_goes_on_bit_equal(tmp_path, layer
 
     Fails if the number of draws, or for layers of others where the flips go, is not in the checkpoint.
     """
-    paths = os.pathsep.join([str(TESTS), str(TESTS / "foreign"), os.environ.get("PYTHONPATH", "")])
 
     def go(folder, *more):
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-W", "ignore", TESTS / "killed.py", layer, folder, *more]
-        return subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONPATH": paths}).returncode
+        return run_script("killed.py", layer, folder, *more).returncode
 
     assert go(tmp_path / "whole") == 0
     assert go(tmp_path / "cut", "15") == -signal.SIGKILL

@@ -254,15 +254,7 @@ def test_a_trainer_of_the_other_package_takes_the_callbacks(tmp_path):
     kind = type("Other", (other.LightningModule,), dict(vars(Project)) | {"__init__": other.LightningModule.__init__})
     module = kind()
     module.net, module.lr = small_net(), 0.01
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    run = other.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        logger=False,
-        default_root_dir=tmp_path,
-        callbacks=all_callbacks(),
-        **quiet,
-    )
+    run = trainer(tmp_path, all_callbacks(), other.Trainer)
     run.fit(module, loader(), loader())
     run.test(module, loader(), verbose=False)
     assert equal_states(state(module), state(fit(tmp_path, Project(), [BitFlipTraining(RATE)])))

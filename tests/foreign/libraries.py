@@ -1,10 +1,12 @@
 """What the tests of other people's libraries share: a project that notes its bits in each step, and a plain loop."""
 
 import torch
-from networks import Project
+from by_hand import by_hand
+from networks import Project, equal_states, loader, state, trainer
 
 from bnnft.ber import Independent, Key
-from bnnft.injection import draw_flips
+from bnnft.callbacks import BitFlipTraining
+from bnnft.injection import TurnedBits, draw_flips
 from bnnft.sites import find_sites
 
 RATE = 0.2
@@ -29,11 +31,32 @@ def drawn(module, step):
     return list(draw_flips(find_sites(module), Independent(RATE), Key(0, step, purpose="training")).values())
 
 
-def exactly_the_drawn_bits(module):
-    """Tell whether the noted signs are the last clean ones, but for the drawn bits: for a learning rate of 0."""
+def exactly_the_drawn_bits(folder, net, binarized):
+    """Tell whether at a learning rate of 0 the signs of each step are the clean ones, but for the drawn bits."""
+    module = Noting(net, binarized, lr=0.0)
+    trainer(folder, [BitFlipTraining(RATE)]).fit(module, loader())
     clean = [weight.sign().reshape(-1) for weight in module.binarized(module.net)]
     for step, signs in enumerate(module.signs):
         for before, now, indices in zip(clean, signs, drawn(module, step), strict=True):
             if not torch.equal((before != now).nonzero().squeeze(1), indices):
                 return False
     return len(module.signs) > 1
+
+
+def trains_as_by_hand(folder, nets, how="latent"):
+    """Train two equal networks, one by the callback and one in a plain loop, and tell whether they end bit-equal."""
+    ours, reference = map(Project, nets)
+    trainer(folder, [BitFlipTraining(RATE, how=how)]).fit(ours, loader())
+    return equal_states(state(ours), state(by_hand(RATE, reference)))
+
+
+def check_zeros(layer, bits):
+    """All bits of a layer turn, those of zeros of both signs too, and every float comes back as it was."""
+    with torch.no_grad():
+        layer.weight[:, ::2] = 0.0
+        layer.weight[:, ::4] = -0.0
+    before, clean = layer.weight.detach().clone(), bits().detach()
+    turned = TurnedBits(find_sites(layer), {"weight": torch.arange(before.numel())})
+    assert torch.equal(bits(), -clean)
+    turned.restore()
+    assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))

@@ -4,17 +4,14 @@ from argparse import Namespace
 
 import pytest
 import torch
-from by_hand import by_hand
-from libraries import RATE, Noting, exactly_the_drawn_bits
-from networks import equal_states, loader, state, trainer
+from libraries import check_zeros, exactly_the_drawn_bits, trains_as_by_hand
+from networks import trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnnft
 from bnnft.ber import Independent
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
-from bnnft.injection import TurnedBits
-from bnnft.sites import find_sites
 
 layers = pytest.importorskip("bitorch.layers", reason="needs bitorch, which is in the extra 'foreign'")
 
@@ -51,29 +48,18 @@ def test_layers_of_more_than_two_values_are_not(name):
 
 @every_quantization
 def test_each_batch_computes_with_exactly_the_drawn_bits(tmp_path, name):
-    module = Noting(network(name), binarized, lr=0.0)
-    trainer(tmp_path, [BitFlipTraining(RATE)]).fit(module, loader())
-    assert exactly_the_drawn_bits(module)
+    assert exactly_the_drawn_bits(tmp_path, network(name), binarized)
 
 
 @every_quantization
 def test_training_is_bit_equal_to_a_plain_loop(tmp_path, name):
-    module = Noting(network(name), binarized)
-    trainer(tmp_path, [BitFlipTraining(RATE)]).fit(module, loader())
-    assert equal_states(state(module), state(by_hand(RATE, Noting(network(name), binarized))))
+    assert trains_as_by_hand(tmp_path, [network(name) for _ in range(2)])
 
 
 @every_quantization
 def test_zeros_turn_and_come_back(name):
     layer = network(name)[4]
-    with torch.no_grad():
-        layer.weight[:, ::2] = 0.0
-        layer.weight[:, ::4] = -0.0
-    before, clean = layer.weight.detach().clone(), layer.weight_quantization(layer.weight).detach()
-    turned = TurnedBits(find_sites(layer), {"weight": torch.arange(before.numel())})
-    assert torch.equal(layer.weight_quantization(layer.weight), -clean)
-    turned.restore()
-    assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))
+    check_zeros(layer, lambda: layer.weight_quantization(layer.weight))
 
 
 @pytest.mark.filterwarnings("ignore:ToleranceMetrics leaves layers out of the margins")
@@ -92,10 +78,7 @@ def test_resnet_trains_in_its_own_module_and_is_measured(tmp_path):
     training = BitFlipTraining(0.05)
     callbacks = [training, ToleranceMetrics(importance_batches=1)]
     callbacks += [AccuracyOverBER([0], error_model=Independent(0.3))]
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    run = pytorch_lightning.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path, callbacks=callbacks, **quiet
-    )
+    run = trainer(tmp_path, callbacks, pytorch_lightning.Trainer, max_epochs=1)
     run.fit(module, data, data)
     assert len(training._sites) == 16
     names = [name.split("/")[1] for name in run.callback_metrics if name.startswith("val/")]

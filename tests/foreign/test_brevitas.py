@@ -2,15 +2,12 @@
 
 import pytest
 import torch
-from by_hand import by_hand
-from libraries import RATE, Noting, exactly_the_drawn_bits
-from networks import equal_states, loader, state, trainer
+from libraries import RATE, check_zeros, exactly_the_drawn_bits, trains_as_by_hand
+from networks import Project, equal_states, loader, state, trainer
 from torch import nn
 
 import bnnft
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
-from bnnft.injection import TurnedBits
-from bnnft.sites import find_sites
 
 qnn = pytest.importorskip("brevitas.nn", reason="needs brevitas, which is in the extra 'foreign'")
 enum = pytest.importorskip("brevitas.inject.enum")
@@ -56,18 +53,14 @@ def test_binary_layers_are_known_and_others_left_alone(settings):
 
 @every_weight
 def test_each_batch_computes_with_exactly_the_drawn_bits(tmp_path, settings):
-    module = Noting(network(settings), binarized, lr=0.0)
-    trainer(tmp_path, [BitFlipTraining(RATE)]).fit(module, loader())
-    assert exactly_the_drawn_bits(module)
+    assert exactly_the_drawn_bits(tmp_path, network(settings), binarized)
 
 
 @every_weight
 @pytest.mark.parametrize("how", ["latent", "auto"])
 def test_training_is_bit_equal_to_a_plain_loop(tmp_path, settings, how):
     """Also where each forward clamps the latent in place: saved values put back would undo that."""
-    module = Noting(network(settings), binarized)
-    trainer(tmp_path, [BitFlipTraining(RATE, how=how)]).fit(module, loader())
-    assert equal_states(state(module), state(by_hand(RATE, Noting(network(settings), binarized))))
+    assert trains_as_by_hand(tmp_path, [network(settings) for _ in range(2)], how)
 
 
 @every_weight
@@ -75,7 +68,7 @@ def test_it_is_measured_and_measuring_changes_nothing(tmp_path, settings):
     curve = AccuracyOverBER([0, 0.5], maps=2)
     modules = []
     for callbacks in ([BitFlipTraining(RATE)], [BitFlipTraining(RATE), ToleranceMetrics(), curve]):
-        modules.append(Noting(network(settings), binarized))
+        modules.append(Project(network(settings)))
         run = trainer(tmp_path, callbacks)
         run.fit(modules[-1], loader(), loader())
     assert equal_states(state(modules[0]), state(modules[1]))
@@ -91,7 +84,7 @@ def test_margins_do_not_depend_on_the_scale(tmp_path):
     """In units of what a flip moves, the same bits have the same margins, whatever constant scales them."""
     margins = []
     for scale in (0.25, 0.5):
-        module = Noting(network(WEIGHTS["constant scale"] | {"weight_scaling_const": scale}), binarized)
+        module = Project(network(WEIGHTS["constant scale"] | {"weight_scaling_const": scale}))
         run = trainer(tmp_path, [ToleranceMetrics()])
         run.validate(module, loader(), verbose=False)
         margins.append(float(run.callback_metrics["val/margin/1"]))
@@ -101,11 +94,4 @@ def test_margins_do_not_depend_on_the_scale(tmp_path):
 def test_zeros_of_both_signs_turn_and_come_back():
     """A zero of any sign is +1 in brevitas; with the sign bit turned it would stay so."""
     layer = network(WEIGHTS["constant scale"])[5]
-    with torch.no_grad():
-        layer.weight[:, ::2] = 0.0
-        layer.weight[:, ::4] = -0.0
-    before, clean = layer.weight.detach().clone(), layer.quant_weight().value.detach()
-    turned = TurnedBits(find_sites(layer), {"weight": torch.arange(before.numel())})
-    assert torch.equal(layer.quant_weight().value, -clean)
-    turned.restore()
-    assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))
+    check_zeros(layer, lambda: layer.quant_weight().value)
