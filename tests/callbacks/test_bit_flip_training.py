@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from by_hand import by_hand, equal_weights
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from networks import Project, equal_states, loader, small_net, state, trainer
+from patterns import SignFunction
 from torch import nn
 
 from bnnft.callbacks import BitFlipTraining
@@ -119,6 +121,17 @@ def test_a_checkpoint_holds_the_plain_model(tmp_path):
     saved = torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"]
     assert equal_states(saved, state(module))
     assert saved.keys() == Project().state_dict().keys()
+
+
+@pytest.mark.parametrize("net", [small_net, lambda: nn.Sequential(SignFunction(12, 16), nn.Linear(16, 3))])
+def test_a_checkpoint_loads_where_there_is_no_bnnft(tmp_path, monkeypatch, net):
+    """The whole of it, what callbacks keep included: fails if anything in it is an object of ours."""
+    checkpoint = ModelCheckpoint(tmp_path, filename="last")
+    fit(tmp_path, [BitFlipTraining(0.2), checkpoint], Project(net()), enable_checkpointing=True)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bnnft"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    saved = torch.load(checkpoint.best_model_path, weights_only=False)
+    assert len(saved["callbacks"]) == 2
 
 
 class SavesMidBatch(Callback):

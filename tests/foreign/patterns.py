@@ -109,6 +109,20 @@ class Stochastic(_Layer):
         return F.linear(x, self.weight + (drawn - self.weight).detach())
 
 
+class CopiedGradient(_Layer):
+    """Binarized without a graph; a hook copies the gradient over, as BinaryConnect's deterministic mode."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            binary = torch.where(self.weight >= 0, 1.0, -1.0)
+        if torch.is_grad_enabled():
+            binary.requires_grad_().register_hook(self._copy)
+        return F.linear(x, binary)
+
+    def _copy(self, gradient):
+        self.weight.grad = gradient.clone()
+
+
 class Stored(_Layer):
     """The parameter itself holds -1 and +1, as Bop."""
 
@@ -143,5 +157,5 @@ class Transposed(nn.Module):
         return x @ _Sign.apply(self.kernel)
 
 
-EXACT = [SignFunction, Flat, ClampedInPlace, Stored, TorchSign, Transposed]
+EXACT = [SignFunction, Flat, ClampedInPlace, CopiedGradient, Stored, TorchSign, Transposed]
 INEXACT = [Centred, Rotated, Scaled, TwoValues, Stochastic]
