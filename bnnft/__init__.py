@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
-from bnnft.evaluation import BERCurve, accuracy_over_ber
+from bnnft.curve import BERCurve
+from bnnft.evaluation import accuracy_over_ber
 from bnnft.injection import flipped
 from bnnft.sites import binarized_weights, find_binarized_weights
 

@@ -1,10 +1,9 @@
 """Accuracy over bit error rate, measured: fault maps at several rates, in one pass over the data."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,144 +11,89 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bnnft.ber import ErrorModel, Independent, Key
-from bnnft.injection import TurnedBits, draw_flips
+from bnnft.activation_flips import ActivationFlips, Target, checked_target, find_activations
+from bnnft.ber import ErrorModel, Independent, Key, check_layers, has_field
+from bnnft.curve import BERCurve
+from bnnft.injection import TurnedBits, draw_flips, is_none
+from bnnft.operand_flips import Flips
 from bnnft.operands import OperandWatch
-from bnnft.plots import Plot, plot_curve
 from bnnft.sites import Site, Weights, binarized_weights, no_sites, watched_sites
-
-
-@dataclass(frozen=True, eq=False)
-class BERCurve:
-    """Accuracy at several bit error rates, each under several fault maps.
-
-    Attributes:
-        rates: the tested rates, ascending (or the values of another parameter of the error model, see ``axis``).
-        accuracy: float64, shape (rates, maps), fractions in [0, 1].
-        clean: accuracy without flips.
-        axis: name of the parameter that ``rates`` holds.
-
-    Example:
-        >>> import torch
-        >>> accuracy = torch.tensor([[0.9, 0.9], [0.88, 0.90], [0.5, 0.6]], dtype=torch.float64)
-        >>> curve = BERCurve((0.0, 0.1, 0.2), accuracy, clean=0.9)
-        >>> [round(mean, 3) for mean in curve.mean], round(curve.tolerable_ber(drop=0.1), 3)
-        ([0.9, 0.89, 0.55], 0.126)
-    """
-
-    rates: tuple[float, ...]
-    accuracy: Tensor
-    clean: float
-    axis: str = "rate"
-
-    @property
-    def maps(self) -> int:
-        """Number of fault maps at each rate."""
-        return self.accuracy.shape[1]
-
-    @property
-    def mean(self) -> list[float]:
-        """Mean over fault maps, one value a rate."""
-        return [float(mean) for mean in self.accuracy.mean(1)]
-
-    @property
-    def std(self) -> list[float]:
-        """Sample standard deviation over fault maps, NaN for a single map."""
-        if self.maps < 2:
-            return [math.nan] * len(self.rates)
-        return [float(std) for std in self.accuracy.std(1)]
-
-    @property
-    def interval(self) -> list[tuple[float, float]]:
-        """95 % confidence interval of the mean over maps (Student's t), NaN for a single map."""
-        return [interval(maps) for maps in self.accuracy]
-
-    def tolerable_ber(self, drop: float = 0.01) -> float:
-        """Return the highest rate up to which the mean accuracy stays within ``drop`` of the clean accuracy.
-
-        Between tested rates the mean is interpolated linearly. If no tested rate falls below, the result is the
-        highest tested one: a lower bound.
-
-        Raises:
-            ValueError: ``drop`` is no fraction in [0, 1].
-        """
-        checked_drop(drop)
-        floor = self.clean - drop - 1e-12  # a drop of exactly the stated size is within it
-        below, above = 0.0, self.clean
-        for rate, mean in zip(self.rates, self.mean, strict=True):
-            if mean < floor:
-                return below + (rate - below) * (above - floor) / (above - mean)
-            below, above = rate, mean
-        return self.rates[-1]
-
-    def plot(self, ax: Any = None, label: str | None = None) -> Plot:
-        """Draw mean and 95 % interval over the rates; returns (figure, axes)."""
-        return plot_curve(self.rates, self.mean, self.interval, ax, label, self.axis)
-
-
-def interval(values: Tensor) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean of some values (Student's t), NaN for a single one."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    mean, half = float(values.mean()), student(len(values) - 1) * float(values.std()) / math.sqrt(len(values))
-    return mean - half, mean + half
-
-
-@cache
-def student(freedom: int) -> float:
-    """Return the 0.975 quantile of Student's t with so many degrees of freedom."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, freedom))
-
-
-def checked_drop(drop: float) -> None:
-    """Raise ValueError unless the tolerated drop of accuracy is a fraction in [0, 1]."""
-    if not 0 <= drop <= 1:
-        raise ValueError(f"drop must be a fraction in [0, 1], got {drop!r}")
 
 
 def error_models(rates: Sequence[float], error_model: ErrorModel | None = None, axis: str = "rate") -> list[ErrorModel]:
     """Return the error model once for each value of one of its parameters.
 
+    Args:
+        rates: strictly ascending rates, or values of another parameter, from the fewest errors to the most.
+        error_model: independent flips if ``None``.
+        axis: the parameter; ``"rate"`` for all error models that have a rate, if only the mean of several.
+
     Raises:
-        ValueError: no rates, or not strictly ascending; the error model has no such parameter.
+        TypeError, ValueError: no rates, not in order, or out of range; the error model has no such parameter.
 
     Example:
         >>> error_models([0, 0.1])
         [Independent(rate=0.0), Independent(rate=0.1)]
     """
-    if not len(rates) or any(b <= a for a, b in pairwise(rates)):
-        raise ValueError(f"rates must be a list of one or more strictly ascending numbers, got {list(rates)!r}")
     template: Any = Independent(0.0) if error_model is None else error_model
-    if axis not in getattr(template, "__dataclass_fields__", {}):
+    if not has_field(template, axis) and not (axis == "rate" and hasattr(template, "at_rate")):
         raise ValueError(f"axis must name a parameter of the error model {template!r}, got {axis!r}")
-    return [replace(template, **{axis: rate}) for rate in rates]
+    down = all(b < a for a, b in pairwise(rates)) and axis != "rate"
+    if not len(rates) or not (down or all(b > a for a, b in pairwise(rates))):
+        raise ValueError(f"rates must be a list of one or more strictly ascending numbers, got {list(rates)!r}")
+    models = [
+        replace(template, **{axis: rate}) if has_field(template, axis) else template.at_rate(rate) for rate in rates
+    ]
+    growing = [getattr(model, "rate", 0) for model in models]
+    if any(b < a for a, b in pairwise(growing)):
+        raise ValueError(f"rates must go from the fewest errors to the most, got {list(rates)!r} for axis {axis!r}")
+    return models
 
 
 class AccuracyMeter:
     """Counts right answers under every fault map, batch by batch.
 
-    The flips of all maps are drawn once, at construction. Without a flip a map costs nothing: it is the clean run.
+    The flips of all maps are drawn once, in the first batch; those of activations in each. Maps without a flip are the
+    clean run, and maps that are equal, as those of one chip, are run once.
 
     Args:
-        sites: the weights to turn.
+        model: any module with binarized weights; of layers that nobody knows they are found in the first batch.
         models: one error model for each point of the curve.
         maps: fault maps at each point, >= 1.
         seed: of the maps; map ``m`` is ``draw=m`` of :func:`bnnft.flipped`.
-        model: that the sites belong to.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
+        target: flip ``"weights"``, ``"activations"`` or ``"both"``.
+        activations: patterns of names, see :func:`bnnft.activation_flips.find_activations`.
+
+    Raises:
+        TypeError, ValueError: an argument is out of range; the model has no such weights or activations.
     """
 
     def __init__(
-        self, sites: Sequence[Site], models: Sequence[ErrorModel], maps: int, seed: int, model: nn.Module
+        self,
+        model: nn.Module,
+        models: Sequence[ErrorModel],
+        maps: int,
+        seed: int = 0,
+        weights: Weights | None = None,
+        target: Target = "weights",
+        activations: Sequence[str] | None = None,
     ) -> None:
         checked_maps(maps)
-        self.sites, self.model = sites, model
-        self.flips = [[draw_flips(sites, model, Key(seed, draw)) for draw in range(maps)] for model in models]
-        device = sites[0].weight.device
+        checked_target(target)
+        Key(seed)  # raises if the seed is none
+        self.model, self.models, self.seed, self.weights, self.target = model, models, seed, weights, target
+        if target != "activations":
+            binarized_weights(model, weights)  # raises for a pattern that matches nothing
+        self.activations = [] if target == "weights" else find_activations(model, activations)
+        self.sites: list[Site] = []
+        self.flips: list[list[dict[str, Flips]]] = []
+        self._repeats: list[list[bool]] = []  # of each map, whether it is equal to the first of its point
+        device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
         self.right = torch.zeros(len(models), maps, dtype=torch.int64, device=device)
         self.clean_right = torch.zeros((), dtype=torch.int64, device=device)
         self.total = torch.zeros((), dtype=torch.int64, device=device)
+        self._batches = 0
 
     def update(self, correct: Callable[[], Tensor]) -> None:
         """Run one batch clean and under every map.
@@ -157,25 +101,59 @@ class AccuracyMeter:
         Args:
             correct: runs the model on the batch and returns for each answer whether it is right, as bool.
         """
+        if not self.flips:
+            self._draw(correct)
         right = correct()
         self.total += right.numel()
         clean = right.sum()
         self.clean_right += clean
         for point, maps in enumerate(self.flips):
+            answers: list[Tensor] = []
             for number, flips in enumerate(maps):
-                if all(indices.numel() == 0 for indices in flips.values()):
-                    self.right[point, number] += clean
-                    continue
-                turned = TurnedBits(self.sites, flips, model=self.model)
-                try:
-                    self.right[point, number] += correct().sum()
-                finally:
-                    turned.restore()
+                if self._repeats[point][number]:
+                    answers.append(answers[0])
+                elif not self.activations and all(map(is_none, flips.values())):
+                    answers.append(clean)
+                else:
+                    answers.append(self._under(flips, self.models[point], number, correct))
+                self.right[point, number] += answers[-1]
+        self._batches += 1
+
+    def _draw(self, forward: Callable[[], Any]) -> None:
+        if self.target != "activations":
+            self.sites = evaluation_sites(self.model, self.weights, forward)
+        for error_model in self.models:
+            check_layers(error_model, [*(site.name for site in self.sites), *self.activations])
+        draws = range(self.right.shape[1])
+        self.flips = [[draw_flips(self.sites, each, Key(self.seed, draw)) for draw in draws] for each in self.models]
+        self._repeats = [
+            [draw > 0 and not self.activations and _equal(flips, maps[0]) for draw, flips in enumerate(maps)]
+            for maps in self.flips
+        ]
+
+    def _under(self, flips: Mapping[str, Flips], model: ErrorModel, draw: int, correct: Callable[[], Tensor]) -> Tensor:
+        """Return how many answers are right under one map."""
+        key = Key(self.seed, draw).part(self._batches)
+        with ExitStack() as stack:
+            stack.enter_context(ActivationFlips(self.model, self.activations, model, key))
+            stack.callback(TurnedBits(self.sites, flips, model=self.model).restore)
+            return correct().sum()
 
     def curve(self, rates: Sequence[float], axis: str = "rate") -> BERCurve:
-        """Return the accuracies of everything counted so far."""
+        """Return the accuracies of everything counted so far.
+
+        Raises:
+            ValueError: that is nothing.
+        """
+        if not self.total:
+            raise ValueError("accuracy over BER needs data, but got no batch")
         accuracy = self.right.cpu().to(torch.float64) / int(self.total)
         return BERCurve(tuple(map(float, rates)), accuracy, int(self.clean_right) / int(self.total), axis)
+
+
+def _equal(flips: Mapping[str, Flips], other: Mapping[str, Flips]) -> bool:
+    pairs = [(flips[name], other[name]) for name in flips]
+    return all(isinstance(one, Tensor) and isinstance(two, Tensor) and torch.equal(one, two) for one, two in pairs)
 
 
 def evaluation_sites(model: nn.Module, weights: Weights | None, forward: Callable[[], Any]) -> list[Site]:
@@ -230,6 +208,8 @@ def accuracy_over_ber(
     error_model: ErrorModel | None = None,
     axis: str = "rate",
     weights: Weights | None = None,
+    target: Target = "weights",
+    activations: Sequence[str] | None = None,
     correct: Callable[[nn.Module, Any], Tensor] = classified_correctly,
 ) -> BERCurve:
     """Measure a classifier's accuracy over bit error rates, in eval mode and one pass over the data.
@@ -237,12 +217,15 @@ def accuracy_over_ber(
     Args:
         model: any module with binarized weights, of known layers or not (those are found in the first batch).
         dataloader: yields batches ``(inputs, targets)``, which are moved to the device of the weights.
-        rates: strictly ascending bit error rates in [0, 1].
+        rates: strictly ascending bit error rates in [0, 1]; values of another parameter from the fewest errors to the
+            most.
         maps: fault maps at each rate, >= 1. A map is shared by all samples, as in a memory.
         seed: of the fault maps, >= 0.
         error_model: whose parameter ``axis`` takes the rates; independent flips if ``None``.
         axis: the parameter of the error model that ``rates`` sets.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
+        target: flip ``"weights"``, ``"activations"`` (anew in each batch) or ``"both"``.
+        activations: patterns of names, see :func:`bnnft.activation_flips.find_activations`.
         correct: for other batches or answers: ``correct(model, batch)`` returns a bool for each answer.
 
     Returns:
@@ -260,18 +243,11 @@ def accuracy_over_ber(
         (1.0, True)
     """
     models = error_models(rates, error_model, axis)
-    checked_maps(maps)
-    Key(seed), binarized_weights(model, weights)  # raise before the data are read
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    meter: AccuracyMeter | None = None
+    meter = AccuracyMeter(model, models, maps, seed, weights, target, activations)
+    device = meter.total.device
     # a loader draws from torch's generator when its iteration starts
     with _in_eval_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for batch in dataloader:
             moved = tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
-            run = partial(correct, model, moved)
-            if meter is None:
-                meter = AccuracyMeter(evaluation_sites(model, weights, run), models, maps, seed, model)
-            meter.update(run)
-    if meter is None:
-        raise ValueError("accuracy over BER needs data, but the dataloader yielded no batch")
+            meter.update(partial(correct, model, moved))
     return meter.curve(rates, axis)

@@ -5,16 +5,19 @@ at the drawn positions only; turning it again restores every float, zeros and Na
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bnnft.ber import ErrorModel, Key, as_error_model
-from bnnft.operand_flips import OperandFlips
+from bnnft.activation_flips import ActivationFlips, Target, checked_target, find_activations
+from bnnft.ber import ErrorModel, Key, as_error_model, check_layers, reads_bits
+from bnnft.operand_flips import Flips, OperandFlips
+from bnnft.sharding import whole
 from bnnft.sites import Site, Weights, find_sites
 from bnnft.turning import TurnedWeight, turn_signs
 
@@ -36,7 +39,7 @@ class TurnedBits:
     def __init__(
         self,
         sites: Sequence[Site],
-        flips: Mapping[str, Tensor],
+        flips: Mapping[str, Flips],
         gradient: Gradient = "straight_through",
         model: nn.Module | None = None,
     ) -> None:
@@ -47,7 +50,7 @@ class TurnedBits:
             places = [
                 (site.operand, flips[site.name])
                 for site in sites
-                if site.in_operand and site.operand is not None and flips[site.name].numel()
+                if site.in_operand and site.operand is not None and not is_none(flips[site.name])
             ]
             if places and model is not None:
                 self._operands = OperandFlips(model, places, exact=gradient == "exact")
@@ -55,10 +58,12 @@ class TurnedBits:
             for site in sites:
                 if site.in_operand:
                     continue
-                self._weights.append(TurnedWeight(site, flips[site.name]))
+                indices = flips[site.name]
+                assert isinstance(indices, Tensor)  # drawn, since the bits are in the weight
+                self._weights.append(TurnedWeight(site, indices))
                 self._weights[-1].turn()
                 if gradient == "exact" and site.weight.requires_grad:
-                    hook: RemovableHandle = site.weight.register_hook(_turn_gradient(flips[site.name]))  # type: ignore[no-untyped-call]
+                    hook: RemovableHandle = site.weight.register_hook(_turn_gradient(indices))  # type: ignore[no-untyped-call]
                     self._hooks.append(hook)
         except BaseException:
             self.restore()
@@ -119,9 +124,28 @@ def _turn_gradient(indices: Tensor) -> Callable[[Tensor], Tensor]:
     return hook
 
 
-def draw_flips(sites: Sequence[Site], error_model: ErrorModel, key: Key) -> dict[str, Tensor]:
-    """Return for each site's name the sorted flat indices of the bits that read wrong."""
-    return {site.name: error_model.flips(site.weight.detach(), key.at(site.position, site.name)) for site in sites}
+def draw_flips(sites: Sequence[Site], error_model: ErrorModel, key: Key) -> dict[str, Flips]:
+    """Return for each site's name the sorted flat indices of the bits that read wrong.
+
+    Where they depend on bits that only the forward makes, what draws them then.
+    """
+    flips: dict[str, Flips] = {}
+    for site in sites:
+        own = key.at(site.position, site.name)
+        if not reads_bits(error_model):
+            flips[site.name] = error_model.flips(site.weight.detach(), own)
+        elif site.in_operand:
+            flips[site.name] = partial(error_model.flips, key=own)
+        else:
+            weight = whole(site.weight)
+            bits = weight if site.zero is None else torch.where(weight == 0, float(site.zero), weight)
+            flips[site.name] = error_model.flips(bits, own)
+    return flips
+
+
+def is_none(flips: Flips) -> bool:
+    """Tell whether no bit is turned."""
+    return isinstance(flips, Tensor) and flips.numel() == 0
 
 
 def checked_gradient(gradient: str) -> None:
@@ -139,6 +163,8 @@ def flipped(
     draw: int = 0,
     weights: Weights | None = None,
     gradient: Gradient = "straight_through",
+    target: Target = "weights",
+    activations: Sequence[str] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Run a model with bit errors: turn stored bits on entry, restore them exactly on any exit.
 
@@ -151,6 +177,8 @@ def flipped(
         gradient: of a flipped weight: ``"straight_through"``, where the flip is the identity in backward
             (Buschjaeger et al. 2020, arXiv 2002.00909), or ``"exact"``, where its gradient changes sign
             (Hirtzlin et al. 2019, arXiv 1904.03652). Backward must run inside the context.
+        target: flip ``"weights"``, ``"activations"`` or ``"both"``.
+        activations: patterns of the names of binary activations, see :class:`bnnft.activation_flips.ActivationFlips`.
 
     Yields:
         For each weight's name the sorted flat indices of its turned bits.
@@ -170,10 +198,13 @@ def flipped(
         (True, True)
     """
     checked_gradient(gradient)
-    sites = find_sites(model, weights)
-    flips = draw_flips(sites, as_error_model(error_model), Key(seed, draw))
-    turned = TurnedBits(sites, flips, gradient)
-    try:
-        yield flips
-    finally:
-        turned.restore()
+    checked_target(target)
+    error_model, key = as_error_model(error_model), Key(seed, draw)
+    sites = [] if target == "activations" else find_sites(model, weights)
+    neurons = [] if target == "weights" else find_activations(model, activations)
+    check_layers(error_model, [site.name for site in sites] + neurons)
+    flips = draw_flips(sites, error_model, key)
+    with ExitStack() as stack:
+        stack.enter_context(ActivationFlips(model, neurons, error_model, key, exact=gradient == "exact"))
+        stack.callback(TurnedBits(sites, flips, gradient).restore)
+        yield {name: indices for name, indices in flips.items() if isinstance(indices, Tensor)}

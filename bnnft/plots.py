@@ -21,6 +21,32 @@ def axes(ax: "Axes | None" = None) -> Plot:
     return figure, figure.add_subplot()
 
 
+def is_rate(axis: str) -> bool:
+    """Tell whether a parameter of an error model is a rate: a fraction, shown in percent."""
+    return axis.startswith("rate")
+
+
+def axis_title(axis: str) -> str:
+    """Return what the axis of a curve over a parameter of an error model is called.
+
+    Example:
+        >>> axis_title("rate"), axis_title("rate_1_to_0"), axis_title("voltage")
+        ('bit error rate (%)', 'rate 1 to 0 (%)', 'supply voltage (V)')
+    """
+    titles = {"rate": "bit error rate (%)", "voltage": "supply voltage (V)"}
+    return titles.get(axis, axis.replace("_", " ") + (" (%)" if is_rate(axis) else ""))
+
+
+def axis_value(axis: str, value: float) -> str:
+    """Return a value of such a parameter for people.
+
+    Example:
+        >>> axis_value("rate", 0.05), axis_value("voltage", 0.55), axis_value("scale", 2)
+        ('5 %', '0.55 V', '2')
+    """
+    return f"{100 * value:g} %" if is_rate(axis) else f"{value:g} V" if axis == "voltage" else f"{value:g}"
+
+
 def plot_curve(
     rates: Sequence[float],
     mean: Sequence[float],
@@ -31,15 +57,15 @@ def plot_curve(
 ) -> Plot:
     """Draw accuracy over bit error rate with its 95 % band; all fractions, shown in percent."""
     figure, ax = axes(ax)
-    scale = 100 if axis == "rate" else 1
+    scale = 100 if is_rate(axis) else 1
     x = [scale * rate for rate in rates]
     (line,) = ax.plot(x, [100 * value for value in mean], marker="o", markersize=4, label=label)
     low, high = zip(*((100 * a, 100 * b) for a, b in interval), strict=True)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    ax.set_xlabel("bit error rate (%)" if axis == "rate" else axis)
+    ax.set_xlabel(axis_title(axis))
     ax.set_ylabel("accuracy (%)")
     ax.set_ylim(0, 100)
-    if axis == "rate":
+    if is_rate(axis):
         ax.set_xlim(left=min(0, ax.get_xlim()[0]) if len(x) > 1 else 0)
     ax.grid(alpha=0.3)
     if label is not None:

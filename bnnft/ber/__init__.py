@@ -4,8 +4,45 @@ An error model is anything with ``flips(weight, key) -> sorted flat indices of t
 stored bit 1 is weight +1.
 """
 
-from bnnft.ber.error_model import ErrorModel, checked_rate
+from bnnft.ber.asymmetric import Asymmetric
+from bnnft.ber.bram28 import Bram28
+from bnnft.ber.chip import Chip
+from bnnft.ber.clustered import Clustered
+from bnnft.ber.error_model import ErrorModel, check_layers, checked_rate, has_field, reads_bits, scaled
 from bnnft.ber.independent import Independent, as_error_model
+from bnnft.ber.per_layer import PerLayer
 from bnnft.ber.random_bits import Key
+from bnnft.ber.rram import Rram
+from bnnft.ber.schedule import Constant, Cosine, Curriculum, Linear, Schedule, Steps, Uniform, checked_schedule
+from bnnft.ber.sequence import Sequence
+from bnnft.ber.sram14 import Sram14
+from bnnft.ber.sram65 import Sram65
 
-__all__ = ["ErrorModel", "Independent", "Key", "as_error_model", "checked_rate"]
+__all__ = [
+    "Asymmetric",
+    "Bram28",
+    "Chip",
+    "Clustered",
+    "Constant",
+    "Cosine",
+    "Curriculum",
+    "ErrorModel",
+    "Independent",
+    "Key",
+    "Linear",
+    "PerLayer",
+    "Rram",
+    "Schedule",
+    "Sequence",
+    "Sram14",
+    "Sram65",
+    "Steps",
+    "Uniform",
+    "as_error_model",
+    "check_layers",
+    "checked_rate",
+    "checked_schedule",
+    "has_field",
+    "reads_bits",
+    "scaled",
+]

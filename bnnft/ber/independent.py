@@ -29,6 +29,8 @@ class Independent:
 
     rate: float
 
+    reads_bits = False
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", checked_rate(self.rate))
 

@@ -39,10 +39,11 @@ class Key:
         purpose: at most eight ASCII letters that keep streams apart which share all numbers, as training and
             evaluation do.
         name: the weight's qualified name, for error models that differ by layer; no part of the stream.
+        parts: which part of the draw, where one has several; see :meth:`part`.
 
     Example:
         >>> Key(seed=0).at(position=3, name="fc1.weight")
-        Key(seed=0, draw=0, position=3, purpose='', name='fc1.weight')
+        Key(seed=0, draw=0, position=3, purpose='', name='fc1.weight', parts=())
         >>> Key(seed=0).stream() == Key(seed=1).stream()
         False
     """
@@ -52,6 +53,7 @@ class Key:
     position: int = 0
     purpose: str = ""
     name: str = ""
+    parts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("seed", "draw", "position"):
@@ -67,10 +69,18 @@ class Key:
         """Return the key of the weight at this position of the model."""
         return replace(self, position=position, name=name)
 
+    def part(self, number: int) -> "Key":
+        """Return the key of one of several parts of this draw, each with a stream of its own."""
+        return replace(self, parts=(*self.parts, number))
+
+    def of_chip(self, chip: int) -> "Key":
+        """Return the key of what is fixed in a chip: the same in every draw and part of it, and under every seed."""
+        return Key(seed=chip, position=self.position, purpose="chip", name=self.name)
+
     def stream(self) -> int:
         """Return the 64-bit start of the stream that belongs to this key."""
         word = 0
-        for part in (int.from_bytes(self.purpose.encode()), self.seed, self.draw, self.position):
+        for part in (int.from_bytes(self.purpose.encode()), self.seed, self.draw, self.position, *self.parts):
             word = _mix((word + _GAMMA + part) & _MASK)
         return word
 
@@ -109,9 +119,54 @@ def uniforms(stream: int, start: int, count: int, device: torch.device | str = "
     return _fractions(random_words(stream, start, count, device)).to(torch.float64).mul_(2.0**-53)
 
 
+def below_at(rate: float, stream: int, places: Tensor) -> Tensor:
+    """Tell of the numbers of :func:`uniforms` at some places (int64, any order) whether they are at most ``rate``.
+
+    Example:
+        >>> import torch
+        >>> below_at(0.5, 7, torch.tensor([5, 2, 0])), uniforms(7, 0, 6)[[5, 2, 0]] <= 0.5
+        (tensor([ True, False,  True]), tensor([ True, False,  True]))
+    """
+    block = _BLOCK if places.device.type == "cpu" else max(len(places), 1)
+    scratch = torch.empty(min(block, len(places)), dtype=torch.int64, device=places.device)
+    below = torch.empty(len(places), dtype=torch.bool, device=places.device)
+    for start in range(0, len(places), block):
+        words = (places[start : start + block] + 1).mul_(_signed(_GAMMA))
+        fractions = _fractions(_mixed(words, stream, 0, scratch[: len(words)]))
+        torch.le(fractions, int(rate * 2.0**53), out=below[start : start + block])
+    return below
+
+
 def _fractions(words: Tensor) -> Tensor:
     """Turn words into the upper 53 bits plus 1, in place: multiples of 2^-53 without rounding."""
     return words.bitwise_right_shift_(11).bitwise_and_((1 << 53) - 1).add_(1)
+
+
+def places_below(rate: float | Tensor, size: int, stream: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the sorted int64 indices of the numbers of :func:`uniforms` that are at most ``rate``.
+
+    Unlike those of :func:`bernoulli_indices` they nest: a higher rate only adds some. The work grows with ``size``.
+
+    Args:
+        rate: one for all, or a float64 tensor with one for each.
+        size: how many numbers of the stream to look at.
+        stream: of the numbers.
+        device: of the result.
+
+    Example:
+        >>> places_below(0.5, 6, stream=7), places_below(1.0, 3, stream=7)
+        (tensor([0, 1, 4, 5]), tensor([0, 1, 2]))
+    """
+    block = _BLOCK if torch.device(device).type == "cpu" else max(size, 1)
+    counters = torch.arange(1, min(block, size) + 1, dtype=torch.int64, device=device).mul_(_signed(_GAMMA))
+    words, scratch = torch.empty_like(counters), torch.empty_like(counters)
+    found = []
+    for start in range(0, size, block):
+        count = min(block, size - start)
+        part = _fractions(_mixed(words[:count].copy_(counters[:count]), stream, start, scratch[:count]))
+        limit = rate * 2.0**53 if isinstance(rate, float | int) else rate[start : start + count] * 2.0**53
+        found.append((part <= limit).nonzero().squeeze(1).add_(start))
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=device)
 
 
 def bernoulli_indices(size: int, rate: float, stream: int, device: torch.device | str = "cpu") -> Tensor:

@@ -9,18 +9,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from bnnft.activation_flips import Target, checked_target
 from bnnft.ber import ErrorModel, Key
+from bnnft.callbacks.announcement import announce
 from bnnft.callbacks.rich_logging import curve_table, log_curve, log_merged
-from bnnft.evaluation import (
-    AccuracyMeter,
-    BERCurve,
-    checked_drop,
-    checked_maps,
-    classified_correctly,
-    error_models,
-    evaluation_sites,
-)
-from bnnft.sites import Weights, binarized_weights
+from bnnft.curve import BERCurve, checked_drop
+from bnnft.evaluation import AccuracyMeter, checked_maps, classified_correctly, error_models
+from bnnft.sites import Weights
 
 
 class AccuracyOverBER(Callback):
@@ -32,14 +27,19 @@ class AccuracyOverBER(Callback):
     :attr:`curve`. Data of several loaders count together. Values of samples: processes merge exactly.
 
     Args:
-        rates: strictly ascending bit error rates in [0, 1].
+        rates: strictly ascending bit error rates in [0, 1]; values of another parameter from the fewest errors to the
+            most (voltages from the highest down).
         maps: fault maps at each rate, >= 1.
         error_model: whose parameter ``axis`` takes the rates; independent flips if ``None``.
-        axis: the parameter of the error model that ``rates`` sets.
+        axis: the parameter of the error model that ``rates`` sets; with ``axis="voltage"`` it logs
+            ``test/acc_voltage_0p55`` and so on.
         seed: of the fault maps, >= 0; the same as ``seed`` of :func:`bnnft.flipped`.
         drop: of accuracy that ``test/tolerable_ber`` allows, a fraction.
         validation_maps: fault maps of ``val/acc_faulty``, >= 1.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
+        target: flip ``"weights"``, ``"activations"`` (anew in each batch) or ``"both"``.
+        activations: patterns of the names of modules that put out two values; all
+            :class:`bnnft.nn.BinaryActivation` if ``None``.
         correct: ``correct(module, batch)`` returns a bool for each answer; without it batches are
             ``(inputs, targets)`` and ``module(inputs)`` returns class scores.
         save_dir: folder for the curve as ``accuracy_over_ber.csv``, ``.png`` and ``.svg``; none if ``None``.
@@ -63,6 +63,8 @@ class AccuracyOverBER(Callback):
         drop: float = 0.01,
         validation_maps: int = 1,
         weights: Weights | None = None,
+        target: Target = "weights",
+        activations: Sequence[str] | None = None,
         correct: Callable[[nn.Module, Any], Tensor] | None = None,
         save_dir: str | None = None,
     ) -> None:
@@ -70,14 +72,20 @@ class AccuracyOverBER(Callback):
         checked_maps(maps)
         checked_maps(validation_maps)
         checked_drop(drop)
+        checked_target(target)
         Key(seed)  # raises if the seed is none
         self.rates, self.maps, self.error_model, self.axis = list(rates), maps, error_model, axis
         self.seed, self.drop, self.validation_maps, self.weights = seed, drop, validation_maps, weights
+        self.target, self.activations = target, activations
         self.correct = classified_correctly if correct is None else correct
         self.save_dir = None if save_dir is None else Path(save_dir)
         self.curve: BERCurve | None = None
         self._meter: AccuracyMeter | None = None
-        self._plan: tuple[Sequence[ErrorModel], int] | None = None  # error models and maps of what is measured now
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say what published figures the flips stand for."""
+        if self.error_model is not None:
+            announce(trainer, self.error_model)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the fault maps of the error model itself."""
@@ -119,14 +127,15 @@ class AccuracyOverBER(Callback):
 
     def on_exception(self, *args: Any, **kwargs: Any) -> None:
         """Forget what was half measured."""
-        self._meter = self._plan = None
+        self._meter = None
 
     def _start(self, pl_module: LightningModule, models: Sequence[ErrorModel], maps: int) -> None:
-        binarized_weights(pl_module, self.weights)  # raises for a pattern that matches nothing
-        self._meter, self._plan = None, (models, maps)
+        options = (self.weights, self.target, self.activations)
+        self._meter = AccuracyMeter(pl_module, models, maps, self.seed, *options)
 
     def _run(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        if self._plan is None:
+        meter = self._meter
+        if meter is None:
             return
 
         def correct() -> Tensor:
@@ -135,13 +144,10 @@ class AccuracyOverBER(Callback):
                 return self.correct(pl_module, batch)
 
         with isolate_rng():
-            if self._meter is None:
-                sites = evaluation_sites(pl_module, self.weights, correct)
-                self._meter = AccuracyMeter(sites, *self._plan, self.seed, pl_module)
-            self._meter.update(correct)
+            meter.update(correct)
 
     def _finish(self, trainer: Trainer, rates: Sequence[float]) -> BERCurve:
-        meter, self._meter, self._plan = self._meter, None, None
+        meter, self._meter = self._meter, None
         assert meter is not None
         for name in ("right", "clean_right", "total"):
             setattr(meter, name, trainer.strategy.reduce(getattr(meter, name), reduce_op="sum"))

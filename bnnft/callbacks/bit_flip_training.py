@@ -1,22 +1,29 @@
 """Train under bit errors."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from bnnft.ber import ErrorModel, Key, as_error_model
+from bnnft.activation_flips import ActivationFlips, Target, checked_target, find_activations
+from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, check_layers
+from bnnft.callbacks.announcement import announce
+from bnnft.callbacks.clean_pass import CleanPass
 from bnnft.callbacks.manual_steps import ManualSteps
+from bnnft.callbacks.placement import How, check_steps, placed, report, stepped_in_backward
 from bnnft.callbacks.proof import find_faults, stored_signs
-from bnnft.injection import Gradient, TurnedBits, checked_gradient, draw_flips
+from bnnft.callbacks.scheduled import ScheduledErrors
+from bnnft.injection import TurnedBits, draw_flips, is_none
+from bnnft.operand_flips import Flips
 from bnnft.operands import OperandWatch
 from bnnft.sharding import flattened_by
 from bnnft.sites import Site, Weights, binarized_weights, known_sites, no_sites, sites_of, state_of, watched_sites
 
-How = Literal["latent", "operand", "auto"]
+Gradient = Literal["straight_through", "exact", "average"]
 
 
 class BitFlipTraining(Callback):
@@ -33,7 +40,10 @@ class BitFlipTraining(Callback):
 
     Args:
         error_model: a bit error rate in [0, 1] for independent flips, or an error model of :mod:`bnnft.ber`.
-        gradient: of a flipped weight, ``"straight_through"`` or ``"exact"``, see :func:`bnnft.flipped`.
+        gradient: of a flipped bit: ``"straight_through"`` or ``"exact"``, see :func:`bnnft.flipped`, which cost the
+            same in latent weights; or ``"average"``: of each batch a pass with flips (straight-through) and one without
+            are averaged, as in RandBET, at twice the forwards and backwards. Batch norms and hooks of a backward see
+            both passes; what the second one logs is dropped.
         seed: of the random bits, >= 0.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`; all that are found
             if ``None``.
@@ -42,13 +52,18 @@ class BitFlipTraining(Callback):
             little in each operation and runs compiled modules uncompiled; ``"auto"`` takes the operand where the
             latent proves inexact.
         biases: flip binary biases too.
+        schedule: of the rate over training, of :mod:`bnnft.ber.schedule`; logs ``train/ber_factor``.
+        target: flip ``"weights"``, ``"activations"``, the binary outputs of modules, or ``"both"``.
+        activations: patterns of the names of modules that put out two values; all
+            :class:`bnnft.nn.BinaryActivation` if ``None``.
 
     Raises:
         TypeError, ValueError: an argument is out of range; after the first batch, the model has no such weights.
         RuntimeError: a layer did not compute with the drawn flips, with how many bits were missed or turned unasked;
             the weights are sharded by FSDP1 or ZeRO-3; they are updated during backward and ``how="latent"``.
 
-    Source: Hirtzlin et al. 2019, arXiv 1904.03652; Buschjaeger et al. 2020, arXiv 2002.00909.
+    Source: Hirtzlin et al. 2019, arXiv 1904.03652; Buschjaeger et al. 2020, arXiv 2002.00909; the average of two
+    passes: Stutz et al. 2021, arXiv 2006.13977.
 
     Example:
         >>> from lightning import Trainer
@@ -64,40 +79,65 @@ class BitFlipTraining(Callback):
         weights: Weights | None = None,
         how: How = "latent",
         biases: bool = False,
+        schedule: Schedule | None = None,
+        target: Target = "weights",
+        activations: Sequence[str] | None = None,
     ) -> None:
         self.error_model = as_error_model(error_model)
-        checked_gradient(gradient)
         Key(seed)  # raises if the seed is none
-        if how not in get_args(How):
-            raise ValueError(f"how must be one of {', '.join(get_args(How))}, got {how!r}")
+        for name, value, kind in (("gradient", gradient, Gradient), ("how", how, How)):
+            if value not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        checked_target(target)
         self.gradient, self.seed, self.weights, self.how, self.biases = gradient, seed, weights, how, biases
+        self.target, self.activations = target, activations
+        self._errors = ScheduledErrors(self.error_model, schedule, seed)
         self._sites: list[Site] = []
+        self._neurons: list[str] = []  # names of the modules whose binary outputs are flipped
         self._resumed: list[dict[str, Any]] = []
-        self._flips: dict[str, Tensor] = {}
+        self._flips: dict[str, Flips] = {}
         self._signs: dict[str, Tensor] = {}  # of clean weights, where the batch is watched
         self._watch: OperandWatch | None = None
         self._watches_left = 2
         self._draws = 0
         self._turned: TurnedBits | None = None
-        self._turned_operands: TurnedBits | None = None
+        self._in_forward = ExitStack()  # flips of operands and of activations
         self._steps: ManualSteps | None = None
+        self._clean_pass: CleanPass | None = None
 
     @property
     def state_key(self) -> str:
         """Identify this callback in a checkpoint, also beside another one of its kind."""
         weights = getattr(self.weights, "__qualname__", self.weights)  # of a function: the same in every process
-        return self._generate_state_key(error_model=repr(self.error_model), seed=self.seed, weights=weights)
+        parts = {"error_model": repr(self.error_model), "seed": self.seed, "weights": weights, "target": self.target}
+        return self._generate_state_key(**parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of draws so far, and where they go."""
-        return {"draws": self._draws, "sites": [state_of(site) for site in self._sites]}
+        """Return the number of draws so far, where they go, and when a curriculum began."""
+        sites = [state_of(site) for site in self._sites]
+        return {"draws": self._draws, "sites": sites, "start": self._errors.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the draws that were made before the checkpoint, and where they went."""
-        self._draws, self._resumed = state_dict["draws"], state_dict["sites"]
+        self._draws, self._resumed, self._errors.start = (state_dict[name] for name in ("draws", "sites", "start"))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say what published figures the flips stand for."""
+        if stage == "fit":
+            announce(trainer, self.error_model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the weights of known layers."""
+        """Find the weights of known layers, and the activations."""
+        if self.gradient == "average" and not pl_module.automatic_optimization:
+            raise RuntimeError("gradient='average' runs each batch twice, which manual optimization has to do itself")
+        self._neurons = [] if self.target == "weights" else find_activations(pl_module, self.activations)
+        if self.target == "activations":
+            check_layers(self.error_model, self._neurons)
+            self._watches_left = 0
+        else:
+            self._find_weights(trainer, pl_module)
+
+    def _find_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if flattened := flattened_by(trainer.strategy.model or pl_module):
             raise RuntimeError(
                 f"BitFlipTraining can't work under {flattened}: it flattens weights of several layers into shards, "
@@ -109,9 +149,11 @@ class BitFlipTraining(Callback):
         resumed, self._resumed = sites_of(pl_module, self._resumed), []
         known = [] if self.how == "operand" else known_sites(pl_module, self.weights)
         if self.how == "auto":
-            known = [site for site in known if not _stepped_in_backward(site)]
+            known = [site for site in known if not stepped_in_backward(site)]
         self._sites, self._watches_left = resumed or known, 1 if resumed else 2
-        _check_steps(self._sites)
+        check_steps(self._sites)
+        if resumed:
+            self._check_layers()
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             rank_zero_warn(
                 "LBFGS evaluates a batch several times in one step; only the first evaluation sees flips, "
@@ -121,9 +163,15 @@ class BitFlipTraining(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Turn the bits of this batch."""
         self._restore()
-        self._flips = draw_flips(self._sites, self.error_model, Key(self.seed, self._draws, purpose="training"))
+        key, error_model = Key(self.seed, self._draws, purpose="training"), self._errors.at(self._draws)
+        self._flips = draw_flips(self._sites, error_model, key)
+        if self._errors.schedule is not None:
+            pl_module.log("train/ber_factor", self._errors.factor(self._draws))
         self._draws += 1
-        if self._watches_left:
+        clean = not self._neurons and all(map(is_none, self._flips.values()))
+        if self.gradient == "average" and not clean:
+            self._clean_pass = CleanPass(batch, batch_idx)
+        if self._watches_left == 2 or (self._watches_left == 1 and not clean):
             self._signs = stored_signs(self._sites)
             self._watch = OperandWatch(pl_module)
             self._watch.__enter__()
@@ -131,25 +179,42 @@ class BitFlipTraining(Callback):
             # the batch may go on after a step, with another optimizer, say: it sees the same flips then
             self._steps = ManualSteps(pl_module, self._turn_back, again=self._turn)
         in_operands = [site for site in self._sites if site.in_operand]
-        self._turned_operands = TurnedBits(in_operands, self._flips, self.gradient, pl_module)
+        exact = self.gradient == "exact"
+        operands = TurnedBits(in_operands, self._flips, "exact" if exact else "straight_through", pl_module)
+        self._in_forward.callback(operands.restore)
+        self._in_forward.enter_context(ActivationFlips(pl_module, self._neurons, error_model, key, exact))
         self._turn()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Halve the gradient where two passes are averaged."""
+        if self._clean_pass is not None:
+            self._clean_pass.halve(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the bits back: with automatic optimization there is one backward a batch, and it is done."""
-        if pl_module.automatic_optimization:
-            self._finish(pl_module)
+        clean_pass = self._clean_pass
+        if not pl_module.automatic_optimization or (clean_pass is not None and clean_pass.running):
+            return
+        self._finish(pl_module)
+        if clean_pass is not None:
+            self._clean_pass = clean_pass
+            clean_pass.run(trainer, pl_module)
+            self._clean_pass = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Put the bits back if there was no backward."""
         if pl_module.automatic_optimization:
             self._restore()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
         """Put the bits back: with manual optimization, where a batch may go on after a step, or if none was made."""
         if pl_module.automatic_optimization:
             self._restore()
         else:
             self._finish(pl_module)
+        self._errors.learn(trainer, outputs, self._draws)
 
     def on_train_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """Put the bits back if the batch was skipped after its start."""
@@ -170,7 +235,8 @@ class BitFlipTraining(Callback):
 
     def _turn(self) -> None:
         """Turn the bits that were drawn for this batch in latent weights, which no optimizer may see turned."""
-        self._turned = TurnedBits([site for site in self._sites if not site.in_operand], self._flips, self.gradient)
+        latent = [site for site in self._sites if not site.in_operand]
+        self._turned = TurnedBits(latent, self._flips, "exact" if self.gradient == "exact" else "straight_through")
 
     def _turn_back(self) -> None:
         if self._turned is not None:
@@ -181,13 +247,11 @@ class BitFlipTraining(Callback):
         if self._steps is not None:
             self._steps.close()
             self._steps = None
-        watch, self._watch = self._watch, None
-        operands, self._turned_operands = self._turned_operands, None
+        watch, self._watch, self._clean_pass = self._watch, None, None
         try:
             self._turn_back()
         finally:
-            if operands is not None:
-                operands.restore()
+            self._in_forward.close()
             if watch is not None:
                 watch.__exit__(None, None, None)
 
@@ -206,52 +270,19 @@ class BitFlipTraining(Callback):
             found = watched_sites(module, watch, self.weights, self.biases)
             if not found:
                 raise no_sites(module)
-            self._sites = [self._placed(site, faults) for site in found]
-            self._report(watch)
+            self._sites = [placed(site, faults, self.how, first=True) for site in found]
+            report(self.error_model, self._sites, watch, self.weights, self.biases)
+            self._check_layers()
             self._watches_left = 0 if known == {site.name for site in found} and not faults else 1
         else:
             self._watches_left = 0
-            self._sites = [self._placed(site, faults) for site in self._sites]
+            self._sites = [placed(site, faults, self.how, first=False) for site in self._sites]
         if faults and self.how == "latent":
             raise RuntimeError(
                 f"these layers did not compute with the drawn flips ({'; '.join(faults.values())}): the sign of their "
                 "latent weight is not the bit. BitFlipTraining(..., how='operand') turns the bits where they are used"
             )
-        _check_steps(self._sites)
+        check_steps(self._sites)
 
-    def _placed(self, site: Site, faults: dict[str, str]) -> Site:
-        """Decide where a site gets its flips; a latent that is not the bit counts as a fault."""
-        if site.operand is None:
-            return site
-        unlike = self._watches_left == 2 and site.operand.how == "graph"
-        if unlike and self.how == "latent":
-            faults.setdefault(site.name, f"{site.name}: its operand has other signs")
-        inexact = unlike or site.name in faults or _stepped_in_backward(site)
-        return site._replace(in_operand=self.how == "operand" or (self.how == "auto" and (inexact or site.in_operand)))
-
-    def _report(self, watch: OperandWatch) -> None:
-        """Say once where the flips go, and what else is binary."""
-        bits, names = sum(site.weight.numel() for site in self._sites), []
-        for site in self._sites:
-            how = "" if site.operand is None else f"found by {site.operand.how}"
-            origin = "known" if site.known else "named" if self.weights is not None else how
-            names.append(f"{site.name} ({origin}, {'operand' if site.in_operand else 'latent'})")
-        rank_zero_info(f"BitFlipTraining: {self.error_model} on {bits:,} bits in {', '.join(names)}")
-        biases = [name for name in watch.operands() if watch.parameters[name].dim() == 1]
-        if biases and not self.biases and self.weights is None:
-            rank_zero_info(f"BitFlipTraining leaves binary biases alone: {', '.join(biases)}; biases=True flips them")
-
-
-def _stepped_in_backward(site: Site) -> bool:
-    return bool(getattr(site.weight, "_post_accumulate_grad_hooks", None))
-
-
-def _check_steps(sites: Sequence[Site]) -> None:
-    """Raise RuntimeError for a weight that an optimizer may write to while its bits are turned."""
-    stepped = [site.name for site in sites if not site.in_operand and _stepped_in_backward(site)]
-    if stepped:
-        raise RuntimeError(
-            f"{', '.join(stepped)}: a hook that runs when the gradient is accumulated, as of an optimizer in backward, "
-            "may write to this weight while its bits are turned. BitFlipTraining(..., how='operand') never turns them "
-            "in the weight"
-        )
+    def _check_layers(self) -> None:
+        check_layers(self.error_model, [*(site.name for site in self._sites), *self._neurons])

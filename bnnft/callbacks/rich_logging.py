@@ -8,7 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from bnnft.evaluation import BERCurve
+from bnnft.curve import BERCurve
 from bnnft.metrics import Histogram
 
 

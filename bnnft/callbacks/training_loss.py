@@ -26,7 +26,7 @@ def training_loss(trainer: Trainer, module: LightningModule, batch: Any) -> Tens
     accepted = inspect.signature(module.training_step).parameters
     if "dataloader_iter" in accepted:
         raise ValueError(f"importance needs a loss, but training_step of {type(module).__name__} fetches: {remedy}")
-    with _untouched(trainer, module):
+    with untouched(trainer, module):
         result = module.training_step(*([batch, 0] if len(accepted) > 1 else [batch]))
     loss = result.get("loss") if isinstance(result, dict) else result
     if not isinstance(loss, Tensor):
@@ -38,7 +38,8 @@ def training_loss(trainer: Trainer, module: LightningModule, batch: Any) -> Tens
 
 
 @contextmanager
-def _untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+def untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Drop what a step of the module logs, and put back the states of torchmetrics inside of it."""
     hidden = ("_update_count", "_computed", "_forward_cache")
     metrics = [metric for metric in module.modules() if isinstance(metric, Metric)]
     saved = [{name: deepcopy(getattr(metric, name)) for name in (*metric.metric_state, *hidden)} for metric in metrics]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bnnft.evaluation import interval
+from bnnft.curve import interval
 from bnnft.report.results import Job, Result
 
 MOST_GROUPS = 12  # lines in a figure that can still be told apart

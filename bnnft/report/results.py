@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from omegaconf import OmegaConf
 
-from bnnft.evaluation import BERCurve
+from bnnft.curve import BERCurve
 
 RESULT, JOB = "metrics.json", "job.json"
 State = Literal["finished", "failed", "unfinished"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnnft.evaluation import student
+from bnnft.curve import student
 from bnnft.plots import axes, plot_curve
 from bnnft.report.groups import grouping, in_groups, pooled, settings_of, varied
 from bnnft.report.results import Job, labels

@@ -4,6 +4,8 @@ Counts are held against exact binomial tests: each fails by chance with a probab
 """
 
 import importlib
+import math
+import pickle
 import pkgutil
 from dataclasses import dataclass, is_dataclass
 
@@ -13,7 +15,24 @@ import torch
 from scipy.stats import binomtest
 
 import bnnft.ber
-from bnnft.ber import ErrorModel, Independent, Key, as_error_model, checked_rate
+from bnnft.ber import (
+    Asymmetric,
+    Bram28,
+    Chip,
+    Clustered,
+    ErrorModel,
+    Independent,
+    Key,
+    PerLayer,
+    Rram,
+    Sequence,
+    Sram14,
+    Sram65,
+    as_error_model,
+    checked_rate,
+    reads_bits,
+)
+from bnnft.ber.error_model import scaled
 
 FALSE_ALARM = 1e-9
 
@@ -24,10 +43,47 @@ class Example:
     rate_of_zeros: float
     """Probability that a stored 0 reads wrong."""
     rate_of_ones: float
+    fixed: bool = False
+    """Whether the same bits are wrong in every draw."""
+    clustered: bool = False
+    """Whether bits of one weight are not independent: then the rate is that of the mean over many draws."""
 
+
+CLUSTERED = {"rows": 16, "columns": 4, "block_dispersion": 1.0, "line_dispersion": 1.0}
 
 # An error model needs an entry here, and its class is then held to the contract below.
-EXAMPLES = {"Independent": [Example(Independent(rate), rate, rate) for rate in (0.001, 0.1, 0.5, 0.8)]}
+EXAMPLES = {
+    "Asymmetric": [
+        Example(Asymmetric(zeros, ones), zeros, ones)
+        for zeros, ones in ((0.02, 0.01), (0, 0.1), (0.3, 0), (0.1, 0.1), (0.7, 0.9), (1, 0.2))
+    ],
+    "Bram28": [
+        Example(Bram28(), 0, 7.02e-4, fixed=True),
+        Example(Bram28(0.545, chip=None), 0, (2.23e-4 * 7.02e-4) ** 0.5),
+        Example(Bram28(chip=None, placement="bitline"), 0, 7.02e-4, clustered=True),
+    ],
+    "Chip": [
+        *(Example(Chip(rate, chip=7), rate, rate, fixed=True) for rate in (0.001, 0.1, 0.5, 0.8)),
+        Example(Chip(0.1), 0.1, 0.1),
+        Example(Chip(0.1, 7, "stuck_at"), 0.05, 0.05, fixed=True),
+        Example(Chip(0.1, None, "stuck_at", stuck_at_1=0.2), 0.02, 0.08),
+    ],
+    "Clustered": [
+        Example(Clustered(0.1, chip=3, **CLUSTERED), 0.1, 0.1, fixed=True, clustered=True),
+        Example(Clustered(0.01, **CLUSTERED), 0.01, 0.01, clustered=True),
+        Example(Clustered(0.1, lines="wordline", **CLUSTERED), 0.1, 0.1, clustered=True),
+        Example(Clustered(0.2, kind="stuck_at", stuck_at_1=0, **CLUSTERED), 0, 0.2, clustered=True),
+    ],
+    "Independent": [Example(Independent(rate), rate, rate) for rate in (0.001, 0.1, 0.5, 0.8)],
+    "PerLayer": [Example(PerLayer({"*": Asymmetric(0.02, 0.01), "fc*": 0.5}, scale=2), 0.04, 0.02)],
+    "Rram": [Example(Rram(), 0.033, 0.033)],
+    "Sequence": [
+        Example(Sequence([Chip(0.1, chip=7), 0.2]), 0.1 * 0.8 + 0.9 * 0.2, 0.1 * 0.8 + 0.9 * 0.2),
+        Example(Sequence([Asymmetric(0, 0.5), Asymmetric(0.5, 0)]), 0.5, 0.25),
+    ],
+    "Sram14": [Example(Sram14(), 0.006065, 0.006065, fixed=True)],
+    "Sram65": [Example(Sram65(0.5), 0.0156, 0.0156, fixed=True), Example(Sram65(0.55, chip=None), 0.0023, 0.0023)],
+}
 
 
 def error_model_classes():
@@ -36,11 +92,14 @@ def error_model_classes():
     return {cls.__name__ for cls in classes if is_dataclass(cls) and hasattr(cls, "flips") and cls is not ErrorModel}
 
 
-every_model = pytest.mark.parametrize(
-    "example",
-    [example for examples in EXAMPLES.values() for example in examples],
-    ids=lambda example: str(example.model),
-)
+ALL = [example for examples in EXAMPLES.values() for example in examples]
+
+
+def of_models(examples):
+    return pytest.mark.parametrize("example", examples, ids=lambda example: str(example.model))
+
+
+every_model = of_models(ALL)
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +143,30 @@ def test_small_weights_have_flips_in_range(example, shape):
     assert set(flips.tolist()) <= set(range(torch.Size(shape).numel()))
 
 
-@every_model
-@pytest.mark.parametrize("seed", range(2))
-def test_flip_rate_of_each_stored_bit_is_the_stated_one(example, weight, seed):
-    flips = example.model.flips(weight, Key(seed))
+@of_models([example for example in ALL if not example.clustered])
+@pytest.mark.parametrize("position", range(2))
+def test_flip_rate_of_each_stored_bit_is_the_stated_one(example, weight, position):
+    """With unequal shares of the bits: 69 % ones."""
+    weight = weight + 0.5
+    flips = example.model.flips(weight, Key(position, position=position))
     ones = weight.flatten() > 0
     assert agree(ones[flips].sum(), ones.sum(), example.rate_of_ones)
     assert agree((~ones[flips]).sum(), (~ones).sum(), example.rate_of_zeros)
+
+
+@of_models([example for example in ALL if example.clustered])
+def test_mean_flip_rate_of_clusters_is_the_stated_one(example):
+    """Means over independent weights, within the empirical Bernstein bound (Maurer and Pontil 2009, theorem 4)."""
+    weight = torch.randn(300, 80, generator=torch.Generator().manual_seed(1)) + 0.5
+    ones, shares, draws = weight.flatten() > 0, {True: [], False: []}, 1000
+    for position in range(draws):
+        flips = ones[example.model.flips(weight, Key(1, position=position))]
+        shares[True].append(int(flips.sum()) / int(ones.sum()))
+        shares[False].append(int((~flips).sum()) / int((~ones).sum()))
+    for bit, rate in ((True, example.rate_of_ones), (False, example.rate_of_zeros)):
+        bound = math.log(2 / FALSE_ALARM)
+        wide = math.sqrt(2 * np.var(shares[bit], ddof=1) * bound / draws) + 7 * bound / (3 * (draws - 1))
+        assert abs(np.mean(shares[bit]) - rate) < wide
 
 
 @every_model
@@ -101,8 +177,39 @@ def test_same_key_gives_the_same_flips(example, weight):
 
 @every_model
 @pytest.mark.parametrize("other", [Key(2), Key(1, draw=1), Key(1, position=1), Key(1, purpose="test")], ids=str)
-def test_other_keys_give_other_flips(example, weight, other):
-    assert not torch.equal(example.model.flips(weight, other), example.model.flips(weight, Key(1)))
+def test_other_keys_give_other_flips_but_in_a_chip(example, weight, other):
+    same = torch.equal(example.model.flips(weight, other), example.model.flips(weight, Key(1)))
+    assert same == (example.fixed and other.position == 0)
+
+
+@of_models([example for example in ALL if not reads_bits(example.model)])
+def test_flips_that_do_not_depend_on_the_bits_say_so_truly(example, weight):
+    assert torch.equal(example.model.flips(-weight, Key(1)), example.model.flips(weight, Key(1)))
+
+
+@of_models([example for example in ALL if hasattr(example.model, "rate")])
+def test_rate_is_the_mean_over_equally_many_ones_and_zeros(example):
+    failing = 2 if getattr(example.model, "kind", "") == "stuck_at" else 1  # cells for each that shows
+    assert example.model.rate == pytest.approx(failing * (example.rate_of_ones + example.rate_of_zeros) / 2)
+
+
+@of_models([example for example in ALL if not example.clustered])
+def test_errors_at_half_the_rate_are_of_the_same_kind(example, weight):
+    model = scaled(example.model, 0.5)
+    if isinstance(example.model, Sequence):  # the rate of errors on errors is no multiple
+        assert [part.rate for part in model.parts] == [part.rate / 2 for part in example.model.parts]
+        return
+    flips, ones = model.flips(weight, Key(2)), weight.flatten() > 0
+    assert agree(ones[flips].sum(), ones.sum(), example.rate_of_ones / 2)
+    assert agree((~ones[flips]).sum(), (~ones).sum(), example.rate_of_zeros / 2)
+
+
+@every_model
+def test_models_are_equal_and_pickle_whatever_they_have_drawn(example, weight):
+    example.model.flips(weight, Key(1))
+    copy = pickle.loads(pickle.dumps(example.model))
+    assert copy == example.model
+    assert torch.equal(copy.flips(weight, Key(1)), example.model.flips(weight, Key(1)))
 
 
 @every_model
