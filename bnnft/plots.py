@@ -37,6 +37,16 @@ def axis_title(axis: str) -> str:
     return titles.get(axis, axis.replace("_", " ") + (" (%)" if is_rate(axis) else ""))
 
 
+def axis_scale(axis: str) -> float:
+    """Return what values of such a parameter are multiplied by in figures: rates are shown in percent."""
+    return 100.0 if is_rate(axis) else 1.0
+
+
+def axis_name(axis: str) -> str:
+    """Return how such a parameter is called in logs and in text: a rate alone is the BER."""
+    return "ber" if axis == "rate" else axis
+
+
 def axis_value(axis: str, value: float) -> str:
     """Return a value of such a parameter for people.
 
@@ -57,8 +67,7 @@ def plot_curve(
 ) -> Plot:
     """Draw accuracy over bit error rate with its 95 % band; all fractions, shown in percent."""
     figure, ax = axes(ax)
-    scale = 100 if is_rate(axis) else 1
-    x = [scale * rate for rate in rates]
+    x = [axis_scale(axis) * rate for rate in rates]
     (line,) = ax.plot(x, [100 * value for value in mean], marker="o", markersize=4, label=label)
     low, high = zip(*((100 * a, 100 * b) for a, b in interval), strict=True)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)

@@ -56,7 +56,7 @@ def test_curve_shows_rates_and_accuracies_in_percent_with_their_band():
 def test_curve_over_another_parameter_keeps_its_values_and_name():
     _, axes = plot_curve([1.0, 2.0, 3.0], MEAN, INTERVAL, axis="voltage")
     assert axes.lines[0].get_xdata() == pytest.approx([1, 2, 3])
-    assert axes.get_xlabel() == "voltage"
+    assert axes.get_xlabel() == "supply voltage (V)"
 
 
 def test_two_curves_fit_on_one_axes():

@@ -15,6 +15,7 @@ from bnnft.callbacks.announcement import announce
 from bnnft.callbacks.rich_logging import curve_table, log_curve, log_merged
 from bnnft.curve import BERCurve, checked_drop
 from bnnft.evaluation import AccuracyMeter, checked_maps, classified_correctly, error_models
+from bnnft.plots import axis_name
 from bnnft.sites import Weights
 
 
@@ -116,7 +117,7 @@ class AccuracyOverBER(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the curve, and save it."""
         self.curve = self._finish(trainer, self.rates)
-        axis = "ber" if self.axis == "rate" else self.axis
+        axis = axis_name(self.axis)
         means = zip(self.curve.rates, self.curve.mean, strict=True)
         values = {f"test/acc_{axis}_{rate:g}".replace(".", "p"): mean for rate, mean in means}
         log_merged(pl_module, {**values, f"test/tolerable_{axis}": self.curve.tolerable_ber(self.drop)})

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from bnnft.operand_flips import Flips
 from bnnft.operands import OperandWatch
 from bnnft.sharding import whole
 from bnnft.sites import Site
@@ -22,7 +23,7 @@ def stored_signs(sites: Sequence[Site]) -> dict[str, Tensor]:
 
 
 def find_faults(
-    sites: Sequence[Site], watch: OperandWatch, clean: Mapping[str, Tensor], flips: Mapping[str, Tensor]
+    sites: Sequence[Site], watch: OperandWatch, clean: Mapping[str, Tensor], flips: Mapping[str, Flips]
 ) -> dict[str, str]:
     """Return for each site whose operand shows other flips than were drawn what is wrong.
 
@@ -39,7 +40,9 @@ def find_faults(
             continue
         before, after = clean[site.name], seen[id(site.weight)]
         drawn = torch.zeros_like(before, dtype=torch.bool)
-        drawn[flips[site.name]] = True
+        indices = flips[site.name]
+        assert isinstance(indices, Tensor)  # drawn, since they are in the latent weight
+        drawn[indices] = True
         turned, bits = after != before, (after != 0) & (before != 0)
         missed, extra = int((drawn & ~turned & bits).sum()), int((~drawn & turned & bits).sum())
         if missed or extra:

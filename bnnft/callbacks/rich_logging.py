@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnnft.curve import BERCurve
 from bnnft.metrics import Histogram
+from bnnft.plots import axis_name
 
 
 def _has(logger: Any, method: str) -> bool:
@@ -84,7 +85,7 @@ def log_neurons(trainer: Trainer, stage: str, neurons: Mapping[str, Mapping[str,
 
 def log_curve(trainer: Trainer, stage: str, curve: BERCurve) -> None:
     """Log accuracy over BER: as rows with the rate as their own x axis, as a table and as a figure."""
-    axis = "ber" if curve.axis == "rate" else curve.axis
+    axis = axis_name(curve.axis)
     key = f"{stage}/acc_over_{axis}"
     loggers: list[Any] = trainer.loggers
     for logger in loggers:
@@ -111,7 +112,7 @@ def log_figure(logger: Any, key: str, figure: Any, step: int) -> None:
 
 def curve_table(curve: BERCurve) -> tuple[list[str], list[list[float | None]]]:
     """Return column names and rows of a curve: rate, mean, standard deviation, 95 % interval, then each map."""
-    axis = "ber" if curve.axis == "rate" else curve.axis
+    axis = axis_name(curve.axis)
     columns = [axis, "accuracy", "std", "low", "high", *(f"map_{number}" for number in range(curve.maps))]
     rows: Sequence[Sequence[float]] = [
         [rate, mean, std, *interval, *accuracies.tolist()]

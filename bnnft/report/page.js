@@ -55,9 +55,9 @@ function curveOf(members) {
 }
 
 function drawCurves() {
-  const traces = [], scale = data.axis === "rate" ? 100 : 1;
+  const traces = [];
   grouped(element("group").value).forEach(([name, members], number) => {
-    const points = curveOf(members), x = points.map(point => scale * point.rate);
+    const points = curveOf(members), x = points.map(point => data.scale * point.rate);
     if (!points.length) return;
     const edge = sign => points.map(point => 100 * Math.min(1, Math.max(0, point.middle + sign * point.half)));
     traces.push({ x: [...x, ...[...x].reverse()], y: [...edge(1), ...edge(-1).reverse()], fill: "toself",
@@ -65,8 +65,7 @@ function drawCurves() {
     traces.push({ x, y: points.map(point => 100 * point.middle), name, mode: "lines+markers", legendgroup: name,
       line: { color: color(number) }, hovertemplate: "%{x:.3g}: %{y:.1f} %<extra>" + name + "</extra>" });
   });
-  draw("curves", traces, layout(data.axis === "rate" ? "bit error rate (%)" : data.axis, "accuracy (%)",
-    element("group").value));
+  draw("curves", traces, layout(data.axis, "accuracy (%)", element("group").value));
 }
 
 function drawNeurons() {
@@ -87,10 +86,10 @@ function drawTolerance() {
   const metric = element("predictor").value, layer = element("layer").value;
   const traces = grouped(element("group").value).map(([name, members], number) => {
     const shown = members.filter(job => (job.layers[layer] || {})[metric] !== undefined && job.tolerable !== null);
-    return { x: shown.map(job => job.layers[layer][metric]), y: shown.map(job => 100 * job.tolerable), name,
+    return { x: shown.map(job => job.layers[layer][metric]), y: shown.map(job => data.scale * job.tolerable), name,
       text: shown.map(job => job.label), mode: "markers", marker: { color: color(number), size: 9 } };
   }).filter(trace => trace.x.length);
-  draw("tolerance", traces, layout(`${metric.replaceAll("_", " ")} of ${layer}`, "tolerable BER (%)",
+  draw("tolerance", traces, layout(`${metric.replaceAll("_", " ")} of ${layer}`, data.tolerable,
     element("group").value));
 }
 
@@ -116,9 +115,10 @@ const columns = [
   { title: "state", value: job => job.error ? `${job.state}: ${job.error}` : job.state, text: true },
   ...data.keys.map(key => ({ title: key, value: job => job.keys[key] ?? "" })),
   { title: "clean (%)", value: job => job.clean, show: percent },
-  ...data.rates.map(rate => ({ title: `at ${data.axis === "rate" ? 100 * rate + " %" : rate}`, show: percent,
+  ...data.rates.map((rate, number) => ({ title: `at ${data.at[number]}`, show: percent,
     value: job => accuracyAt(job, rate) })),
-  { title: "tolerable BER (%)", value: job => job.tolerable, show: percent },
+  { title: data.tolerable, value: job => job.tolerable,
+    show: value => data.scale === 100 ? percent(value) : value === null ? "" : value.toPrecision(3) },
   { title: "time (s)", value: job => job.seconds, show: value => value ? value.toFixed(0) : "" },
 ];
 let sorted = { column: null, up: true };

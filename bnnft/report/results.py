@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from bnnft.curve import BERCurve
+from bnnft.plots import axis_name
 
 RESULT, JOB = "metrics.json", "job.json"
 State = Literal["finished", "failed", "unfinished"]
@@ -46,8 +47,13 @@ class Result:
 
     @property
     def tolerable(self) -> float:
-        """Tolerable BER, NaN if it was not measured."""
-        return self.metrics.get("test/tolerable_ber", math.nan)
+        """Tolerable BER, or what else its curve is over, NaN if it was not measured."""
+        return self.metrics.get(f"test/tolerable_{axis_name(self.axis)}", math.nan)
+
+    @property
+    def axis(self) -> str:
+        """Which parameter of the error model the curve is over."""
+        return "rate" if self.curve is None else self.curve.axis
 
     def objective(self, names: str | Sequence[str]) -> float | tuple[float, ...]:
         """Return the metric of this name, or of several names: what a sweeper optimizes.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
+from bnnft.plots import axis_scale, axis_title, axis_value, is_rate
 from bnnft.report.results import Job, Result, labels
 
 _LAYER_COLUMNS = {
@@ -23,14 +24,16 @@ def run_tables(result: Result) -> list[Table]:
     """Return the tables of one run: accuracy over BER, and the neurons of each layer."""
     tables = []
     if (curve := result.curve) is not None:
-        clean = f"clean accuracy {percent(curve.clean)} %"
-        tolerable = result.metrics.get("test/tolerable_ber")
-        title = clean if tolerable is None else f"{clean}, tolerable BER {percent(tolerable)} %"
+        title = f"clean accuracy {percent(curve.clean)} %"
+        if tolerable := _tolerable_value(result, curve.axis):
+            unit = " %" if is_rate(curve.axis) else " V" if curve.axis == "voltage" else ""
+            title = f"{title}, {_tolerable(curve.axis)} {tolerable}{unit}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-        for column in ("BER (%)" if curve.axis == "rate" else curve.axis, "accuracy (%)", "95 % interval", "std"):
+        axis = "BER (%)" if curve.axis == "rate" else axis_title(curve.axis)
+        for column in (axis, "accuracy (%)", "95 % interval", "std"):
             table.add_column(column, justify="right")
         for rate, mean, (low, high), std in zip(curve.rates, curve.mean, curve.interval, curve.std, strict=True):
-            shown = f"{100 * rate:g}" if curve.axis == "rate" else f"{rate:g}"
+            shown = f"{axis_scale(curve.axis) * rate:g}"
             table.add_row(shown, percent(mean), f"{percent(low)} to {percent(high)}", percent(std))
         tables.append(table)
     layers = layer_metrics(result.metrics)
@@ -66,12 +69,13 @@ def job_table(jobs: Sequence[Job]) -> Table:
     table = Table(
         title=f"{len(jobs)} jobs", title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False
     )
-    for column in ("job", "state", "clean (%)", "tolerable BER (%)", "time", "error"):
-        table.add_column(column, justify="right" if "%" in column or column == "time" else "left", overflow="fold")
+    axis = common_axis(jobs)
+    for column in ("job", "state", "clean (%)", tolerable_title(axis), "time", "error"):
+        table.add_column(column, justify="left" if column in ("job", "state", "error") else "right", overflow="fold")
     for label, job in zip(labels(jobs), jobs, strict=True):
         values = ["", "", ""]
         if (result := job.result) is not None:
-            values = [percent(result.clean), percent(result.tolerable), duration(result.seconds)]
+            values = [percent(result.clean), _tolerable_value(result, axis), duration(result.seconds)]
         table.add_row(label, job.state, *values, job.error)
     return table
 
@@ -94,14 +98,40 @@ Rows = tuple[list[str], list[list[str]]]
 
 def accuracy_rows(jobs: Sequence[Job]) -> Rows:
     """Return header and a row for each finished run: accuracy in percent, clean and at each rate, and tolerable BER."""
-    finished = _finished(jobs)
-    rates = sorted({rate for _, result in finished if result.curve for rate in result.curve.rates})
+    finished, axis = _finished(jobs), common_axis(jobs)
+    curves = [result.curve if result.axis == axis else None for _, result in finished]
+    rates = sorted({rate for curve in curves if curve for rate in curve.rates})
     rows = []
-    for label, result in finished:
-        means = dict(zip(result.curve.rates, result.curve.mean, strict=True)) if result.curve else {}
-        shown = (result.clean, *(means.get(rate, math.nan) for rate in rates), result.tolerable)
-        rows.append([label, *map(percent, shown)])
-    return ["run", "clean", *(f"{100 * rate:g} %" for rate in rates), "tolerable BER"], rows
+    for (label, result), curve in zip(finished, curves, strict=True):
+        means = dict(zip(curve.rates, curve.mean, strict=True)) if curve else {}
+        shown = (result.clean, *(means.get(rate, math.nan) for rate in rates))
+        rows.append([label, *map(percent, shown), _tolerable_value(result, axis)])
+    return ["run", "clean", *(axis_value(axis, rate) for rate in rates), _tolerable(axis)], rows
+
+
+def common_axis(jobs: Sequence[Job]) -> str:
+    """Return which parameter of the error model the curves of these runs are over; the first where they differ."""
+    return next((job.result.axis for job in jobs if job.result and job.result.curve), "rate")
+
+
+def tolerable_title(axis: str) -> str:
+    """Return what the tolerable value of such a parameter is called, with its unit.
+
+    Example:
+        >>> tolerable_title("rate"), tolerable_title("voltage")
+        ('tolerable BER (%)', 'tolerable voltage (V)')
+    """
+    return _tolerable(axis) + (" (%)" if is_rate(axis) else " (V)" if axis == "voltage" else "")
+
+
+def _tolerable(axis: str) -> str:
+    return "tolerable BER" if axis == "rate" else f"tolerable {axis.replace('_', ' ')}"
+
+
+def _tolerable_value(result: Result, axis: str) -> str:
+    if result.axis != axis or math.isnan(result.tolerable):
+        return ""
+    return percent(result.tolerable) if is_rate(axis) else f"{result.tolerable:.3g}"
 
 
 def neuron_rows(jobs: Sequence[Job]) -> Rows:

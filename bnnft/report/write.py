@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bnnft.curve import student
-from bnnft.plots import axes, plot_curve
+from bnnft.plots import axes, axis_scale, axis_title, axis_value, plot_curve
 from bnnft.report.groups import grouping, in_groups, pooled, settings_of, varied
 from bnnft.report.results import Job, labels
-from bnnft.report.tables import accuracy_rows, layer_metrics, markdown, neuron_rows
+from bnnft.report.tables import accuracy_rows, common_axis, layer_metrics, markdown, neuron_rows, tolerable_title
 
 
 def write_report(
@@ -35,11 +35,22 @@ def write_report(
         states = "; ".join([*(f"{job.folder.name}: {job.state} {job.error}".strip() for job in jobs), *faults])
         raise ValueError(f"none of {len(jobs) + len(faults)} runs is finished ({states})")
     key, values = grouping(jobs, group_by)
+    faults = [*faults, *_other_axes(jobs)]
     out.mkdir(parents=True, exist_ok=True)
     files = [_write_csv(out / "results.csv", jobs), _write_markdown(out / "report.md", title, jobs, faults)]
     files += _write_figures(out, key, jobs, values)
     page = _write_page(out / "report.html", title, jobs, faults, key, values)
     return files if page is None else [*files, page]
+
+
+def _other_axes(jobs: Sequence[Job]) -> list[str]:
+    """Say which runs have a curve that can't be in one figure with the others."""
+    axis, several = common_axis(jobs), zip(labels(jobs), jobs, strict=True)
+    return [
+        f"{label}: its curve is over {job.result.axis}, not {axis}; a report of its own shows it"
+        for label, job in several
+        if job.result and job.result.curve and job.result.axis != axis
+    ]
 
 
 def _write_csv(path: Path, jobs: Sequence[Job]) -> Path:
@@ -79,7 +90,7 @@ def _write_markdown(path: Path, title: str, jobs: Sequence[Job], faults: Sequenc
 def _write_figures(folder: Path, key: str, jobs: Sequence[Job], values: Sequence[str]) -> list[Path]:
     """Write accuracy over BER, a line for each group, for the screen and for papers."""
     figure, ax = axes()
-    axis = _axis(jobs)
+    axis = common_axis(jobs)
     for value, results in in_groups(jobs, values):
         same = [result for result in results if result.curve is not None and result.curve.axis == axis]
         if same:
@@ -90,10 +101,6 @@ def _write_figures(folder: Path, key: str, jobs: Sequence[Job], values: Sequence
     return files
 
 
-def _axis(jobs: Sequence[Job]) -> str:
-    return next((job.result.curve.axis for job in jobs if job.result and job.result.curve), "rate")
-
-
 def _write_page(
     path: Path, title: str, jobs: Sequence[Job], faults: Sequence[str], group: str, values: Sequence[str]
 ) -> Path | None:
@@ -102,7 +109,7 @@ def _write_page(
         from plotly.offline import get_plotlyjs
     except ImportError:
         return None
-    settings, axis = settings_of(jobs), _axis(jobs)
+    settings, axis = settings_of(jobs), common_axis(jobs)
     names = varied(settings)
     if group not in names and group != "run":
         names = [group, *names]
@@ -112,12 +119,16 @@ def _write_page(
         _entry(job, label, own, layer, axis)
         for job, label, own, layer in zip(jobs, labels(jobs), settings, layers, strict=True)
     ]
+    rates = sorted({rate for entry in entries if entry["curve"] for rate in entry["curve"]["rates"]})
     data = {
         "jobs": entries,
         "keys": names,
         "group": group,
-        "axis": axis,
-        "rates": sorted({rate for entry in entries if entry["curve"] for rate in entry["curve"]["rates"]}),
+        "axis": axis_title(axis),
+        "scale": axis_scale(axis),
+        "tolerable": tolerable_title(axis),
+        "rates": rates,
+        "at": [axis_value(axis, rate) for rate in rates],
         "layers": list(dict.fromkeys(name for layer in layers for name in layer)),
         "metrics": list(dict.fromkeys(name for layer in layers for values in layer.values() for name in values)),
         "faults": list(faults),
@@ -144,8 +155,9 @@ def _entry(
         return entry
     curve = result.curve
     entry["seconds"] = result.seconds
-    entry["clean"], entry["tolerable"] = _finite(result.clean), _finite(result.tolerable)
+    entry["clean"] = _finite(result.clean)
     if curve is not None and curve.axis == axis:
+        entry["tolerable"] = _finite(result.tolerable)
         entry["curve"] = {"rates": curve.rates, "accuracy": curve.accuracy.tolist()}
     for layer, metrics in layers.items():
         entry["layers"][layer] = {name: value for name, value in metrics.items() if math.isfinite(value)}
