@@ -6,27 +6,35 @@ import torch
 from networks import Project, loader
 from torch import nn
 
-from bnnft.ber import Independent, Key
+from bnnft.ber import Key, as_error_model
 from bnnft.injection import draw_flips
 from bnnft.sites import find_sites
 
 
-def by_hand(rate, module=None, steps=12, gradient="straight_through", seed=0):
-    """Train so many steps, six of them an epoch; signs are turned by multiplication and not by their bits."""
+def by_hand(errors, module=None, steps=12, gradient="straight_through", seed=0):
+    """Train so many steps, six of them an epoch; signs are turned by multiplication and not by their bits.
+
+    Args:
+        errors: a rate or an error model, or a function that returns one for each step.
+    """
     module = Project() if module is None else module
     module.train()
     sites, optimizer = find_sites(module), module.configure_optimizers()
     batches = chain.from_iterable(repeat(list(loader())))
     for step, (x, y) in enumerate(islice(batches, steps)):
-        flips = draw_flips(sites, Independent(rate), Key(seed, step, purpose="training"))
+        error_model = as_error_model(errors(step) if callable(errors) else errors)
+        flips = draw_flips(sites, error_model, Key(seed, step, purpose="training"))
         for site in sites:
             site.weight.data.view(-1)[flips[site.name]] *= -1
         optimizer.zero_grad()
-        nn.functional.cross_entropy(module(x), y).backward()
+        share = 0.5 if gradient == "average" else 1.0
+        (share * nn.functional.cross_entropy(module(x), y)).backward()
         for site in sites:
             if gradient == "exact":
                 site.weight.grad.view(-1)[flips[site.name]] *= -1
             site.weight.data.view(-1)[flips[site.name]] *= -1
+        if gradient == "average":
+            (share * nn.functional.cross_entropy(module(x), y)).backward()
         optimizer.step()
     return module
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bnnft.ber.error_model import checked_rate, stored_ones
-from bnnft.ber.random_bits import Key, below_at, bernoulli_indices
+from bnnft.ber.random_bits import Key, below_at, bernoulli_indices, where_true
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,10 @@ class Asymmetric:
         places = bernoulli_indices(weight.numel(), high, key.stream(), weight.device)
         if low == high:
             return places
-        likely = stored_ones(weight, places) == (self.rate_1_to_0 == high)
+        keep = stored_ones(weight, places)
+        if self.rate_0_to_1 == high:
+            keep.logical_not_()
         if low > 0:
-            likely |= below_at(low / high, key.part(0).stream(), places)
-        return places[likely]
+            others = where_true(~keep)
+            keep.index_copy_(0, others, below_at(low / high, key.part(0).stream(), places.index_select(0, others)))
+        return places.index_select(0, where_true(keep))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bnnft.ber.error_model import checked_chip, checked_rate, stored_ones
-from bnnft.ber.random_bits import Key, below_at, places_below
+from bnnft.ber.random_bits import Key, below_at, places_below, where_true
 
 Kind = Literal["flip", "stuck_at"]
 
@@ -93,4 +93,4 @@ class Chip:
 
     @staticmethod
     def _shown(weight: Tensor, cells: Tensor, ones: Tensor | None) -> Tensor:
-        return cells if ones is None else cells[stored_ones(weight, cells) != ones]
+        return cells if ones is None else cells[where_true(stored_ones(weight, cells) != ones)]

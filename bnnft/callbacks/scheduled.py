@@ -56,5 +56,6 @@ class ScheduledErrors:
                 raise ValueError(f"Curriculum needs training_step to return the loss, got {type(outputs).__name__}")
             return
         mean: Any = trainer.strategy.reduce(loss.detach(), reduce_op="mean")
-        if float(mean) < self.schedule.loss_below:
+        # Lightning hands it over divided, with automatic optimization (with manual one this is 1)
+        if float(mean) * trainer.accumulate_grad_batches < self.schedule.loss_below:
             self.start = next_step

@@ -1,0 +1,324 @@
+"""Every kind of error, schedule and target of BitFlipTraining trains as a plain loop that makes the flips by hand."""
+
+import pytest
+import torch
+from by_hand import by_hand
+from lightning import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from networks import Project, equal_states, loader, small_net, state, trainer
+from patterns import Centred
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from bnnft.activation_flips import ActivationFlips
+from bnnft.ber import (
+    Asymmetric,
+    Chip,
+    Clustered,
+    Constant,
+    Cosine,
+    Curriculum,
+    Independent,
+    Key,
+    Linear,
+    PerLayer,
+    Sequence,
+    Sram65,
+    Steps,
+    Uniform,
+    scaled,
+)
+from bnnft.callbacks import BitFlipTraining
+from bnnft.nn import BinaryActivation
+
+MODELS = [
+    Asymmetric(0.05, 0.3),
+    Chip(0.2, chip=7),
+    Chip(0.3, 7, "stuck_at"),
+    Clustered(0.2, rows=8, columns=2),
+    PerLayer({"*net.0*": Asymmetric(0.3, 0), "*": 0.05}),
+    Sequence([Chip(0.1, chip=1), 0.1]),
+    Sram65(0.5),
+]
+
+
+def fit(folder, callbacks, module=None, ckpt_path=None, **settings):
+    module = Project() if module is None else module
+    trainer(folder, callbacks, **settings).fit(module, loader(), ckpt_path=ckpt_path)
+    return module
+
+
+@pytest.mark.parametrize("how", ["latent", "operand"])
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_errors_of_every_kind_are_those_of_a_plain_loop(tmp_path, model, how):
+    """In the operand too, where the bits are read in the forward; its first batch is clean."""
+    if how == "latent":
+        ours, errors = fit(tmp_path, [BitFlipTraining(model)]), model
+    else:
+        ours, errors = fit(tmp_path, [BitFlipTraining(model, how=how)]), lambda step: model if step else 0.0
+    assert equal_states(state(ours), state(by_hand(errors)))
+    assert not equal_states(state(ours), state(by_hand(0.0)))
+
+
+def test_bits_are_read_where_they_are_made():
+    """With a mean that is subtracted first, the latent's sign is not the bit: every one that is used becomes a zero."""
+    from bnnft.evaluation import evaluation_sites
+    from bnnft.injection import TurnedBits, draw_flips
+
+    layer, x = Centred(24, 16), torch.randn(4, 24)
+    with torch.no_grad():
+        layer.weight += 0.5 * layer.weight.std()
+    sites = evaluation_sites(layer, None, lambda: layer(x))
+    low = sites[0].operand.scale if sites[0].operand.scale is not None else torch.ones(16)
+    turned = TurnedBits(sites, draw_flips(sites, Asymmetric(0, 1), Key()), model=layer)
+    everything_low = layer(x)
+    turned.restore()
+    assert torch.allclose(everything_low, -x.sum(1, keepdim=True) * low, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [Constant(), Linear(8), Cosine(5), Steps({4: 0.5, 8: 1.0}), Uniform()], ids=str)
+@pytest.mark.parametrize("model", [Independent(0.3), Chip(0.3, chip=2)], ids=str)
+def test_a_schedule_moves_the_rate(tmp_path, schedule, model):
+    ours = fit(tmp_path, [BitFlipTraining(model, schedule=schedule, seed=3)])
+    assert equal_states(state(ours), state(by_hand(lambda step: scaled(model, schedule.factor(step, seed=3)), seed=3)))
+
+
+class Losses(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *args):
+        self.seen.append(float(outputs["loss"]))
+
+
+def test_a_curriculum_begins_once_the_loss_is_low_also_after_a_cut(tmp_path):
+    losses = Losses()
+    fit(tmp_path, [losses], max_epochs=2)
+    limit = sorted(losses.seen[1:6])[0] + 1e-6
+    start = next(step for step, loss in enumerate(losses.seen) if loss < limit) + 1
+    assert 1 < start < 8
+    curriculum = Curriculum(limit, then=Linear(4, start=0.25))
+
+    def go(folder, epochs, *more):
+        callbacks = [BitFlipTraining(0.3, schedule=curriculum), ModelCheckpoint(tmp_path / folder, filename="at")]
+        return fit(tmp_path, callbacks, *more, max_epochs=epochs, enable_checkpointing=True)
+
+    whole = go("whole", 3)
+    expected = by_hand(lambda step: 0.3 * curriculum.factor(step - start) if step >= start else 0.0, steps=18)
+    assert equal_states(state(whole), state(expected))
+    go("cut", 2)
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        resumed = go("resumed", 3, Project(small_net(9)), tmp_path / "cut" / "at.ckpt")
+    assert equal_states(state(whole), state(resumed))
+
+
+def test_the_first_batch_with_flips_is_proven_whenever_a_schedule_has_it_come(tmp_path):
+    """A centred layer, whose latent is not the bit, is refused; one that is looked at without flips would pass."""
+    net = nn.Sequential(Centred(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    with pytest.raises(RuntimeError, match="did not compute with the drawn flips"):
+        fit(tmp_path, [BitFlipTraining(0.3, weights=["net.0.weight"], schedule=Steps({5: 1.0}))], Project(net))
+
+
+def test_the_factor_is_logged_with_a_schedule_only(tmp_path):
+    for schedule in (Linear(8), None):
+        logger = CSVLogger(tmp_path, name=str(schedule))
+        fit(tmp_path, [BitFlipTraining(0.1, schedule=schedule)], logger=logger, log_every_n_steps=1)
+        rows = (tmp_path / str(schedule) / "version_0" / "metrics.csv").read_text().splitlines()
+        assert ("train/ber_factor" in rows[0]) == (schedule is not None)
+
+
+def test_the_loss_that_a_curriculum_waits_for_is_that_of_a_batch_also_under_accumulation(tmp_path):
+    """Lightning hands it over divided by the number of batches."""
+    losses = Losses()
+    fit(tmp_path, [losses], max_epochs=1, accumulate_grad_batches=4)
+    callback = BitFlipTraining(0.3, schedule=Curriculum(2 * min(losses.seen)))
+    fit(tmp_path, [callback], max_epochs=1, accumulate_grad_batches=4)
+    assert callback.state_dict()["start"] is None
+
+
+@pytest.mark.parametrize("model", [0.2, 0.0, Asymmetric(0.05, 0.3)], ids=str)
+def test_average_is_half_of_a_pass_with_flips_and_of_one_without(tmp_path, model):
+    ours = fit(tmp_path, [BitFlipTraining(model, gradient="average")])
+    gradient = "average" if model else "straight_through"
+    assert equal_states(state(ours), state(by_hand(model, gradient=gradient)))
+
+
+def test_average_logs_the_first_pass_and_goes_with_accumulation_and_clipping(tmp_path):
+    """Accumulation over two batches is half of each; the norm that clips is that of the average."""
+    losses, settings = Losses(), {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05, "max_epochs": 1}
+    logger = CSVLogger(tmp_path)
+    callbacks = [BitFlipTraining(0.2, gradient="average"), losses]
+    ours = fit(tmp_path, callbacks, logger=logger, log_every_n_steps=1, **settings)
+    header, *rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    logged = [float(row.split(",")[header.split(",").index("train/loss")]) for row in rows]
+    # Lightning hands the loss over divided by two, and logs a value for each step, that of its last batch
+    assert logged == pytest.approx([2 * loss for loss in losses.seen[1::2]], rel=1e-4)
+
+    module = Project()
+    module.train()
+    optimizer, halves = module.configure_optimizers(), [0.25, 0.25]
+    for step, (x, y) in enumerate(loader()):
+        for share, errors in zip(halves, (0.2, 0.0), strict=True):
+            weights = turned(module, errors, step)
+            (share * nn.functional.cross_entropy(torch.func.functional_call(module, weights, x), y)).backward()
+        if step % 2:
+            nn.utils.clip_grad_norm_(module.parameters(), 0.05)
+            optimizer.step()
+            optimizer.zero_grad()
+    pairs = zip(state(ours).values(), state(module).values(), strict=True)
+    assert all(torch.allclose(one, two, atol=1e-6) for one, two in pairs)
+
+
+def turned(module, rate, step):
+    """Weights with the flips of a step, by multiplication; gradients pass straight through."""
+    from bnnft.injection import draw_flips
+    from bnnft.sites import find_sites
+
+    weights = {}
+    for name, indices in draw_flips(find_sites(module), Independent(rate), Key(0, step, purpose="training")).items():
+        weight = module.get_parameter(name)
+        change = torch.zeros_like(weight).view(-1)
+        change[indices] = -2 * weight.detach().view(-1)[indices]
+        weights[name] = weight + change.view_as(weight)
+    return weights
+
+
+class Manual(Project):
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+def test_average_and_manual_optimization_exclude_each_other(tmp_path):
+    with pytest.raises(RuntimeError, match="gradient='average' runs each batch twice"):
+        fit(tmp_path, [BitFlipTraining(0.1, gradient="average")], Manual())
+
+
+def test_a_curriculum_says_that_it_needs_a_loss(tmp_path):
+    class Returns(Manual):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            return {"accuracy": 1.0}
+
+    with pytest.raises(ValueError, match="Curriculum needs training_step to return the loss, got dict"):
+        fit(tmp_path, [BitFlipTraining(0.1, schedule=Curriculum(0.5))], Returns())
+
+
+class FlippedActivations(nn.Module):
+    """A BinaryActivation with flips in its own code: signs are multiplied, gradients pass straight through."""
+
+    def __init__(self, position, model, exact):
+        super().__init__()
+        self.position, self.model, self.exact, self.step = position, model, exact, -1
+        self.activation = BinaryActivation()
+
+    def forward(self, x):
+        y = self.activation(x)
+        if self.training and self.step >= 0:
+            signs = torch.ones(y.numel())
+            signs[self.model.flips(y.detach(), Key(0, self.step, self.position, "training"))] = -1
+            signs = signs.view_as(y)
+            return y * signs if self.exact else y + (y * signs - y).detach()
+        return y
+
+
+class Stepped(Project):
+    def on_train_batch_start(self, batch, batch_idx):
+        for layer in self.net:
+            if isinstance(layer, FlippedActivations):
+                layer.step += 1
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "exact"])
+@pytest.mark.parametrize("model", [Independent(0.2), Asymmetric(0, 0.3)], ids=str)
+def test_activations_are_flipped_as_by_a_module_of_ones_own(tmp_path, model, gradient):
+    ours = fit(tmp_path, [BitFlipTraining(model, target="activations", gradient=gradient)])
+    other = small_net()
+    parameters = len(list(Project().parameters()))
+    for name in (2, 5):
+        # after all parameters, in the order of modules: the project, its network, then the layers
+        other[name] = FlippedActivations(parameters + 2 + name, model, gradient == "exact")
+    expected = fit(tmp_path, [], Stepped(other))
+    assert equal_states(state(ours), state(expected))
+    assert not equal_states(state(ours), state(fit(tmp_path, [])))
+
+
+def test_both_targets_are_flipped_together(tmp_path):
+    both = fit(tmp_path, [BitFlipTraining(0.2, target="both")])
+    two = [BitFlipTraining(0.2), BitFlipTraining(0.2, target="activations")]
+    assert len({callback.state_key for callback in two}) == 2
+    assert equal_states(state(both), state(fit(tmp_path, two)))
+
+
+class Recomputing(Project):
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=False)
+
+
+def test_recomputed_activations_have_the_same_flips(tmp_path):
+    """Batch norm keeps no statistics, which a second forward would move."""
+
+    def net():
+        layers = small_net()
+        layers[1], layers[4] = nn.BatchNorm1d(16, track_running_stats=False), nn.Identity()
+        return layers
+
+    runs = [fit(tmp_path, [BitFlipTraining(0.2, target="both")], kind(net())) for kind in (Project, Recomputing)]
+    assert equal_states(*map(state, runs))
+
+
+class Other(nn.Module):
+    def forward(self, x):
+        return (x > 0).float()
+
+
+def test_modules_of_others_are_named_and_must_be_binary(tmp_path):
+    net = nn.Sequential(nn.Linear(12, 16), Other(), nn.Linear(16, 3), nn.ReLU())
+    fit(tmp_path, [BitFlipTraining(0.1, target="activations", activations=["net.1"])], Project(net))
+    with pytest.raises(ValueError, match=r"the output of 'net.0' is not binary"):
+        fit(tmp_path, [BitFlipTraining(0.1, target="activations", activations=["net.0"])], Project(net))
+    with pytest.raises(ValueError, match=r"the pattern 'act' matches no module; there are net, net.0"):
+        fit(tmp_path, [BitFlipTraining(0.1, target="activations", activations=["act"])], Project(net))
+    with pytest.raises(ValueError, match=r"Project has no BinaryActivation of bnnft.nn"):
+        fit(tmp_path, [BitFlipTraining(0.1, target="activations")], Project(net))
+
+
+def test_values_of_zero_and_one_are_exchanged():
+    with ActivationFlips(model := nn.Sequential(Other()), ["0"], Independent(1.0), Key()):
+        assert model(torch.tensor([-1.0, 2.0])).tolist() == [1, 0]
+    assert model(torch.tensor([-1.0, 2.0])).tolist() == [0, 1]
+
+
+def test_patterns_of_a_layer_that_is_not_there_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"rates: the pattern '\*conv\*' matches no weight; there are net.0.weight"):
+        fit(tmp_path, [BitFlipTraining(PerLayer({"*conv*": 0.1, "*": 0.2}))])
+    with pytest.raises(ValueError, match=r"no pattern matches the weight 'net.3.weight'"):
+        fit(tmp_path, [BitFlipTraining(PerLayer({"net.0": 0.1}))])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"gradient": "mean"}, ValueError, "gradient must be one of straight_through, exact, average, got 'mean'"),
+        ({"target": "neurons"}, ValueError, "target must be one of weights, activations, both, got 'neurons'"),
+        ({"schedule": 0.5}, TypeError, "schedule must have a method factor"),
+        ({"activations": "act", "target": "activations"}, TypeError, "activations must be a list of patterns"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, arguments, error, says):
+    with pytest.raises(error, match=says):
+        fit(tmp_path, [BitFlipTraining(0.1, **arguments)])
+
+
+def test_a_schedule_needs_a_rate_to_move():
+    class EveryOther:
+        def flips(self, weight, key):
+            return torch.arange(0, weight.numel(), 2)
+
+    with pytest.raises(TypeError, match="has no rate to set: it needs a field `rate` or a method `at_rate`"):
+        BitFlipTraining(EveryOther(), schedule=Linear(5))
