@@ -1,4 +1,6 @@
-"""Train a small project on several processes: ``python distributed.py STRATEGY PROCESSES FOLDER [HOW]``.
+"""Train a small project on several processes.
+
+    python distributed.py STRATEGY PROCESSES FOLDER [HOW LAYER LR GRADIENT]
 
 Every process writes what it saw into the folder: the signs of the weights in each forward, and its last weights.
 """
@@ -13,6 +15,7 @@ from patterns import Centred, SignFunction
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from bnnft.ber import Asymmetric, Independent
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
 from bnnft.nn import BinaryActivation, BinaryLinear
 from bnnft.sharding import whole
@@ -52,12 +55,15 @@ class Recording(Project):
             torch.save(metrics, Path(self.folder) / "metrics.pt")
 
 
-def main(strategy, processes, folder, how="latent", layer="BinaryLinear", lr="0.1"):
+def main(strategy, processes, folder, how="latent", layer="BinaryLinear", lr="0.1", gradient="straight_through"):
     layers = {"SignFunction": SignFunction, "Centred": Centred}
     kind = layers.get(layer, lambda inputs, outputs: BinaryLinear(inputs, outputs, bias=False))
     if strategy == "fsdp2":
         strategy = ModelParallelStrategy(data_parallel_size=int(processes), tensor_parallel_size=1)
-    callbacks = [BitFlipTraining(0.2, how=how), ToleranceMetrics(), AccuracyOverBER([0, 0.1, 0.3], maps=2)]
+    # errors that read the bits, of which each process holds a part, go with the gradient of two passes
+    errors = Asymmetric(0.05, 0.3) if gradient == "average" else Independent(0.2)
+    training = BitFlipTraining(errors, how=how, gradient=gradient)
+    callbacks = [training, ToleranceMetrics(), AccuracyOverBER([0, 0.1, 0.3], maps=2, error_model=errors)]
     # one batch an epoch: Lightning shuffles the data of distributed training
     run = trainer(folder, callbacks, strategy=strategy, devices=int(processes), max_epochs=6)
     module, data = Recording(folder, kind, float(lr)), loader(48 // int(processes))

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf, open_dict
 import train
 
 ROOT = Path(train.__file__).parent
-GROUPS = ["model", "ber", "dataset", "loss", "optimizer", "scheduler", "callbacks", "trainer", "logger", "experiment"]
+GROUPS = ["model", "ber", "ber_schedule", "dataset", "loss", "optimizer", "scheduler", "callbacks", "trainer"]
+GROUPS += ["logger", "experiment"]
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 
 
@@ -57,6 +58,22 @@ def test_every_experiment_runs(configured, tmp_path, experiment):
     settings = OmegaConf.to_container(config, resolve=True)
     result, _ = train.train(config, settings, tmp_path, [])
     assert 0 <= result.metrics["test/acc"] <= 1
+
+
+@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] in ("ber", "ber_schedule")], ids=lambda p: p)
+def test_every_error_model_and_schedule_trains_and_evaluates(configured, tmp_path, group, choice):
+    """One epoch on the digits: the curve is over the axis of the choice, and begins and falls as it should."""
+    config = configured(f"{group}={choice}", "trainer.max_epochs=1", "model.widths=[64,32]", "threads=1")
+    result, _ = train.train(config, OmegaConf.to_container(config, resolve=True), tmp_path, [])
+    curve, settings = result.curve, config.callbacks.accuracy_over_ber
+    assert curve.rates == tuple(settings.rates)
+    assert curve.axis == settings.axis
+    assert curve.clean == pytest.approx(result.metrics["test/acc"])
+    if settings.axis in ("voltage", "level"):  # few errors, and at no point none
+        assert 0.5 < min(curve.mean) / curve.clean < 1.5
+    else:
+        assert all(curve.accuracy[0] == curve.clean)
+        assert min(curve.mean[1:]) < curve.clean
 
 
 def test_no_flips_still_measures_tolerance(configured):

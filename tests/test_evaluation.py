@@ -9,8 +9,9 @@ from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnnft import BERCurve, accuracy_over_ber, flipped
-from bnnft.ber import Independent, Key
+from bnnft import BERCurve, accuracy_over_ber, binarized_weights, flipped
+from bnnft.activation_flips import ActivationFlips, find_activations
+from bnnft.ber import Asymmetric, Chip, Independent, Key, PerLayer, Sram65
 from bnnft.evaluation import AccuracyMeter, error_models
 from bnnft.nn import BinaryActivation, BinaryLinear
 
@@ -296,3 +297,76 @@ def test_no_data_is_an_error():
 def test_a_model_without_binarized_weights_is_an_error():
     with pytest.raises(ValueError, match="Linear has no binarized weights"):
         accuracy_over_ber(nn.Linear(16, 4), loader(), [0, 0.3])
+
+
+def test_voltages_go_from_the_highest_down_and_tell_the_lowest_tolerable_one():
+    model = network()
+    volts = [0.55, 0.53, 0.5]
+    measured = accuracy_over_ber(model, loader(), volts, maps=2, error_model=Sram65(chip=None), axis="voltage")
+    for volt, accuracy in zip(volts, measured.accuracy, strict=True):
+        expected = accuracy_over_ber(model, loader(), [Sram65(volt).rate], maps=2, error_model=Chip(0))
+        assert torch.equal(accuracy, expected.accuracy[0])
+    with pytest.raises(ValueError, match=r"rates must go from the fewest errors to the most, got .* for axis"):
+        accuracy_over_ber(model, loader(), volts[::-1], error_model=Sram65(), axis="voltage")
+    falling = curve([0.55, 0.53, 0.5], [0.895, 0.885, 0.5], axis="voltage")
+    assert falling.tolerable_ber(0.02) == pytest.approx(0.53 - 0.03 * 0.005 / 0.385)
+    assert curve([0.55, 0.5], [0.895, 0.895], axis="voltage").tolerable_ber() == 0.5
+    assert math.isnan(curve([0.55, 0.5], [0.5, 0.1], axis="voltage").tolerable_ber())
+
+
+def test_two_rates_are_swept_by_their_mean():
+    model = network()
+    error_model = Asymmetric(rate_0_to_1=0.0, rate_1_to_0=0.1)
+    measured = accuracy_over_ber(model, loader(), [0, 0.1, 0.3], maps=2, error_model=error_model)
+    expected = accuracy_over_ber(model, loader(), [0, 0.2, 0.6], maps=2, error_model=error_model, axis="rate_1_to_0")
+    assert torch.equal(measured.accuracy, expected.accuracy)
+
+
+def test_maps_of_one_chip_are_run_once():
+    model, runs = network().eval(), []
+
+    def correct(model, batch):
+        runs.append(1)
+        return model(batch[0]).argmax(1) == batch[1]
+
+    options = {"maps": 5, "correct": correct}
+    fixed = accuracy_over_ber(model, loader(), [0, 0.2], error_model=Chip(0, chip=3), **options)
+    ran = len(runs)
+    several = accuracy_over_ber(model, loader(), [0, 0.2], error_model=Chip(0), **options)
+    batches = len(list(loader()))
+    assert ran == 1 + 2 * batches  # the watched one; clean and one map for each batch
+    assert len(runs) - ran == 1 + 6 * batches
+    assert fixed.std == [0, 0]
+    assert several.std[1] > 0
+
+
+def test_activations_are_flipped_anew_in_each_batch():
+    """By hand: a context for each batch and map, whose number is part of the draw."""
+    model, right = network().eval(), torch.zeros(2)
+    measured = accuracy_over_ber(model, loader(), [0.3], maps=2, seed=3, target="activations")
+    for number in range(2):
+        for batch, (x, y) in enumerate(loader()):
+            key = Key(3, number).part(batch)
+            with torch.no_grad(), ActivationFlips(model, find_activations(model), Independent(0.3), key):
+                right[number] += (model(x).argmax(1) == y).sum()
+    total = sum(len(y) for _, y in loader())
+    assert torch.allclose(measured.accuracy[0], (right / total).double())
+
+
+def test_both_targets_have_the_flips_of_the_weights_too():
+    model = network()
+    both, weights, activations = (
+        accuracy_over_ber(model, loader(), [0.2], maps=3, target=target).accuracy
+        for target in ("both", "weights", "activations")
+    )
+    assert not torch.equal(both, weights)
+    assert not torch.equal(both, activations)
+    with flipped(model, 0.2, target="both") as flips:
+        assert set(flips) == set(binarized_weights(model))
+    with flipped(model, 0.2, target="activations") as flips:
+        assert flips == {}
+
+
+def test_patterns_of_layers_that_are_not_there_are_an_error():
+    with pytest.raises(ValueError, match=r"the pattern 'conv\*' matches no weight"):
+        accuracy_over_ber(network(), loader(), [1], error_model=PerLayer({"conv*": 0.1, "*": 0.1}), axis="scale")

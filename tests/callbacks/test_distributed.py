@@ -38,6 +38,16 @@ def test_two_processes_train_as_one_does(tmp_path, alone, strategy):
     assert all(metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6) for name in names)
 
 
+def test_errors_that_read_bits_and_a_second_pass_are_those_of_one_process(tmp_path):
+    arguments = ("latent", "BinaryLinear", "0.1", "average")
+    ((_, reference),), expected = run(tmp_path / "alone", "auto", "1", *arguments)
+    for strategy in ("ddp", "fsdp2"):
+        ((_, first), (_, second)), metrics = run(tmp_path / strategy, strategy, "2", *arguments)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert all(torch.allclose(first[name], reference[name], atol=1e-5) for name in first)
+        assert metrics["test/acc_ber_0p3"] == pytest.approx(expected["test/acc_ber_0p3"])
+
+
 @pytest.mark.parametrize(
     ("strategy", "how", "layer"),
     [
