@@ -22,13 +22,24 @@ def checked_target(target: str) -> None:
         raise ValueError(f"target must be one of {', '.join(get_args(Target))}, got {target!r}")
 
 
+def _is_binary(module: nn.Module) -> bool:
+    """Tell whether a module is known to put out two values: one of ours, of brevitas, or of bitorch."""
+    if type(module).__module__ == "brevitas.nn.quant_activation":
+        proxies = getattr(module, "act_quant", nn.Module()).modules()
+        return any(type(proxy).__name__ in ("BinaryQuant", "ClampedBinaryQuant") for proxy in proxies)
+    if type(module).__module__ == "bitorch.layers.qactivation":
+        function = type(getattr(module, "activation_function", None)).__name__
+        return function in ("Sign", "ApproxSign", "SwishSign", "SteHeaviside")
+    return isinstance(module, BinaryActivation)
+
+
 def find_activations(model: nn.Module, activations: Sequence[str] | None = None) -> list[str]:
     """Return the qualified names of the modules that put out binary activations.
 
     Args:
         model: any module.
-        activations: patterns (as in a shell) of the names of modules with two output values; all
-            :class:`bnnft.nn.BinaryActivation` if ``None``.
+        activations: patterns (as in a shell) of the names of modules with two output values; if ``None``, all
+            :class:`bnnft.nn.BinaryActivation` and the binary activations of brevitas and bitorch.
 
     Raises:
         TypeError, ValueError: no list of patterns; a pattern matches no module, or there is no such module.
@@ -43,11 +54,11 @@ def find_activations(model: nn.Module, activations: Sequence[str] | None = None)
         raise TypeError(f"activations must be a list of patterns, got the string {activations!r}")
     names = [name for name, _ in model.named_modules() if name]
     if activations is None:
-        found = {name for name, module in model.named_modules() if isinstance(module, BinaryActivation)}
+        found = {name for name, module in model.named_modules() if _is_binary(module)}
         if not found:
             raise ValueError(
-                f"{type(model).__name__} has no BinaryActivation of bnnft.nn. Name the modules that put out two values "
-                "with activations=['block.act', ...]"
+                f"{type(model).__name__} has no binary activation that is known. Name the modules that put out two "
+                "values with activations=['block.act', ...]"
             )
     else:
         for pattern in activations:
@@ -94,7 +105,14 @@ class ActivationFlips:
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()
 
-    def _turn(self, key: Key, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def _turn(self, key: Key, module: nn.Module, args: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"activations: {key.name!r} puts out a {type(output).__name__} and no plain tensor "
+                "(layers of brevitas do with return_quant_tensor=False)"
+            )
+        if not output.numel():
+            return output
         values = output.detach()
         middle = _middle(values, key.name)
         return exchanged(output, self._error_model.flips(values - middle, key), middle, self._exact)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from bnnft.ber.random_bits import Key
+from bnnft.ber.random_bits import Key, where_true
 
 
 @runtime_checkable
@@ -105,17 +105,18 @@ def has_field(model: Any, name: str) -> bool:
     return is_dataclass(model) and name in (field.name for field in fields(model) if field.init)
 
 
-def in_one_list(*flips: Tensor) -> Tensor:
-    """Return the sorted indices that are in an odd number of lists: a bit that is turned twice is right again.
+def in_one_list(first: Tensor, second: Tensor, size: int) -> Tensor:
+    """Return the sorted indices below ``size`` that are in one of two lists only: a bit turned twice is right again.
 
     Example:
         >>> import torch
-        >>> in_one_list(torch.tensor([1, 2]), torch.tensor([2, 5]))
+        >>> in_one_list(torch.tensor([1, 2]), torch.tensor([2, 5]), size=6)
         tensor([1, 5])
     """
-    indices, counts = torch.unique(torch.cat(flips), return_counts=True)
-    odd: Tensor = indices[counts % 2 == 1]
-    return odd
+    turned = torch.zeros(size, dtype=torch.bool, device=first.device)
+    turned[first] = True
+    turned[second] = ~turned[second]
+    return where_true(turned)
 
 
 def checked_rate(value: Any, name: str = "rate") -> float:

@@ -64,7 +64,7 @@ class Sequence:
         flips = self.parts[0].flips(weight, key.part(0))
         for number, part in enumerate(self.parts[1:], start=1):
             read = _turned(weight, flips) if reads_bits(part) else weight
-            flips = in_one_list(flips, part.flips(read, key.part(number)))
+            flips = in_one_list(flips, part.flips(read, key.part(number)), weight.numel())
         return flips
 
 

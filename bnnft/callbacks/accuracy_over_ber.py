@@ -39,8 +39,8 @@ class AccuracyOverBER(Callback):
         validation_maps: fault maps of ``val/acc_faulty``, >= 1.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         target: flip ``"weights"``, ``"activations"`` (anew in each batch) or ``"both"``.
-        activations: patterns of the names of modules that put out two values; all
-            :class:`bnnft.nn.BinaryActivation` if ``None``.
+        activations: patterns of the names of modules that put out two values; all known ones (of bnnft.nn, brevitas and
+            bitorch) if ``None``.
         correct: ``correct(module, batch)`` returns a bool for each answer; without it batches are
             ``(inputs, targets)`` and ``module(inputs)`` returns class scores.
         save_dir: folder for the curve as ``accuracy_over_ber.csv``, ``.png`` and ``.svg``; none if ``None``.

@@ -54,8 +54,8 @@ class BitFlipTraining(Callback):
         biases: flip binary biases too.
         schedule: of the rate over training, of :mod:`bnnft.ber.schedule`; logs ``train/ber_factor``.
         target: flip ``"weights"``, ``"activations"``, the binary outputs of modules, or ``"both"``.
-        activations: patterns of the names of modules that put out two values; all
-            :class:`bnnft.nn.BinaryActivation` if ``None``.
+        activations: patterns of the names of modules that put out two values; all known ones (of bnnft.nn, brevitas and
+            bitorch) if ``None``.
 
     Raises:
         TypeError, ValueError: an argument is out of range; after the first batch, the model has no such weights.

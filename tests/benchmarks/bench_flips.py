@@ -10,6 +10,9 @@ One unit is ``torch.where(w >= 0, 1.0, -1.0)`` on 8,388,608 float32 weights, one
 repeated in a row; their total is held against 0.06 at 1 %, 0.4 at 10 % and 1.1 at 30 %, and the exit status is 1 where
 a bar is missed. ``cold`` is the three together when the unit ran in between and took the weight out of the caches, as
 forward and backward do in training.
+
+The second table is of other error models: draw, turn and restore together in units of those of ``Independent`` at the
+same (for two rates, the larger) rate; a die that is drawn already, in units of turn and restore alone.
 """
 
 import argparse
@@ -20,13 +23,23 @@ import time
 import torch
 from torch import nn
 
-from bnnft.ber import Independent, Key
+from bnnft.ber import Asymmetric, Chip, Clustered, Independent, Key, Sequence
 from bnnft.injection import TurnedBits, draw_flips
 from bnnft.sites import find_sites
 
 RATES = (0.001, 0.01, 0.05, 0.1, 0.3)
 BARS = {0.01: 0.06, 0.1: 0.4, 0.3: 1.1}
 ROUNDS = 9
+MODELS = {
+    "Asymmetric, 2 : 1": lambda rate: Asymmetric(rate, rate / 2),
+    "Asymmetric, 1 -> 0 only": lambda rate: Asymmetric(0, rate),
+    "Sequence, chip 7 and 1 %": lambda rate: Sequence([Chip(rate, chip=7), 0.01]),
+    "Chip, another in each draw": Chip,
+    "Clustered, another in each": Clustered,
+}
+DRAWN = {"Chip 7": lambda rate: Chip(rate, chip=7), "Chip 7, stuck": lambda rate: Chip(rate, 7, "stuck_at")}
+MODEL_BARS = {"Asymmetric, 2 : 1": 2.0, "Asymmetric, 1 -> 0 only": 2.0, "Chip 7": 1.1}
+MODEL_RATES = (0.01, 0.1)
 SHAPE = (2048, 4096)
 
 
@@ -73,6 +86,42 @@ def measure():
     return timer.best
 
 
+def measure_models():
+    """Ratios by name and rate."""
+    sites, ratios = find_sites(Latent(), ["weight"]), {}
+    for rate in MODEL_RATES:
+        timer = Timer()
+        for name, build in {"unit": Independent, **MODELS}.items():
+            model = build(rate)
+            for _ in range(ROUNDS):
+                timer(name, lambda model=model: once(sites, model))
+        ratios |= {(name, rate): timer.best[name] / timer.best["unit"] for name in MODELS}
+        for name, build in DRAWN.items():
+            model, timer = build(rate), Timer()
+            flips = draw_flips(sites, model, Key(seed=0))
+            for _ in range(ROUNDS):
+                timer("alone", lambda flips=flips: TurnedBits(sites, flips).restore())
+                timer("drawn", lambda model=model: once(sites, model))
+            ratios[name, rate] = timer.best["drawn"] / timer.best["alone"]
+    return ratios
+
+
+def model_rows(ratios):
+    for name in (*MODELS, *DRAWN):
+        shown = {f"{100 * rate:g} %": ratios[name, rate] for rate in MODEL_RATES}
+        bar = MODEL_BARS.get(name)
+        yield {"model": name, "ratios": shown, "bar": bar, "held": bar is None or max(shown.values()) <= bar}
+
+
+def model_table(results):
+    lines = [f"{'error model':<28}" + "".join(f"{100 * rate:7g} %" for rate in MODEL_RATES) + f" {'bar':>6}"]
+    for row in results:
+        numbers = "".join(f"{ratio:9.2f}" for ratio in row["ratios"].values())
+        bar = "" if row["bar"] is None else f"{row['bar']:6.2f} {'held' if row['held'] else 'MISSED'}"
+        lines.append(f"{row['model']:<28}{numbers} {bar}".rstrip())
+    return "\n".join(lines)
+
+
 def rows(best):
     for rate in RATES:
         parts = {part: best[rate, part] / best["unit"] for part in ("draw", "turn", "restore", "cold")}
@@ -99,12 +148,13 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     best = measure()
-    results = list(rows(best))
+    results, models = list(rows(best)), list(model_rows(measure_models()))
     if arguments.json:
-        print(json.dumps({"unit_ms": 1000 * best["unit"], "torch": torch.__version__, "rates": results}))
+        numbers = {"unit_ms": 1000 * best["unit"], "torch": torch.__version__, "rates": results, "models": models}
+        print(json.dumps(numbers))
     else:
-        print(table(best["unit"], results))
-    sys.exit(not all(row["held"] for row in results))
+        print(table(best["unit"], results), model_table(models), sep="\n\n")
+    sys.exit(not all(row["held"] for row in (*results, *models)))
 
 
 if __name__ == "__main__":

@@ -284,7 +284,7 @@ def test_modules_of_others_are_named_and_must_be_binary(tmp_path):
         fit(tmp_path, [BitFlipTraining(0.1, target="activations", activations=["net.0"])], Project(net))
     with pytest.raises(ValueError, match=r"the pattern 'act' matches no module; there are net, net.0"):
         fit(tmp_path, [BitFlipTraining(0.1, target="activations", activations=["act"])], Project(net))
-    with pytest.raises(ValueError, match=r"Project has no BinaryActivation of bnnft.nn"):
+    with pytest.raises(ValueError, match=r"Project has no binary activation that is known"):
         fit(tmp_path, [BitFlipTraining(0.1, target="activations")], Project(net))
 
 

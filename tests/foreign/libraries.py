@@ -1,9 +1,13 @@
 """What the tests of other people's libraries share: a project that notes its bits in each step, and a plain loop."""
 
+from contextlib import ExitStack
+
 import torch
 from by_hand import by_hand
 from networks import Project, equal_states, loader, state, trainer
 
+from bnnft import flipped
+from bnnft.activation_flips import find_activations
 from bnnft.ber import Independent, Key
 from bnnft.callbacks import BitFlipTraining
 from bnnft.injection import TurnedBits, draw_flips
@@ -60,3 +64,20 @@ def check_zeros(layer, bits):
     assert torch.equal(bits(), -clean)
     turned.restore()
     assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))
+
+
+def flips_activations(tmp_path, net, names):
+    """Train with flips of the activations, which are found, and check that they put out the other value at rate 1."""
+    assert find_activations(net) == names
+    clean, wrong = [], []
+    for seen, rate in ((clean, 0.0), (wrong, 1.0)):
+        with ExitStack() as stack:
+            stack.enter_context(flipped(net.eval(), rate, target="activations"))
+            for name in names:
+                hook = net.get_submodule(name).register_forward_hook(lambda m, a, out, seen=seen: seen.append(out))
+                stack.callback(hook.remove)
+            net(torch.randn(6, 12, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(wrong[0], clean[0].max() + clean[0].min() - clean[0])
+    module = Project(net.train())
+    trainer(tmp_path, [BitFlipTraining(0.2, target="both")]).fit(module, loader())
+    return True

@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from libraries import check_zeros, exactly_the_drawn_bits, trains_as_by_hand
+from libraries import check_zeros, exactly_the_drawn_bits, flips_activations, trains_as_by_hand
 from networks import trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -87,3 +87,11 @@ def test_resnet_trains_in_its_own_module_and_is_measured(tmp_path):
     assert names.count("margin") == 0
     curve = bnnft.accuracy_over_ber(module, data, [0, 0.5], maps=2)
     assert curve.accuracy[1].tolist() != curve.accuracy[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["sign", "approxsign", "swishsign", "steheaviside"])
+def test_binary_activations_are_known_and_flipped(tmp_path, name):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), layers.QActivation(name), nn.Linear(16, 3))
+    net = nn.Sequential(*net[:2], layers.QLinear(16, 3, input_quantization=name, weight_quantization="sign"))
+    assert flips_activations(tmp_path, net, ["1", "2.activation"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from libraries import RATE, check_zeros, exactly_the_drawn_bits, trains_as_by_hand
+from libraries import RATE, check_zeros, exactly_the_drawn_bits, flips_activations, trains_as_by_hand
 from networks import Project, equal_states, loader, state, trainer
 from torch import nn
 
@@ -95,3 +95,14 @@ def test_zeros_of_both_signs_turn_and_come_back():
     """A zero of any sign is +1 in brevitas; with the sign bit turned it would stay so."""
     layer = network(WEIGHTS["constant scale"])[5]
     check_zeros(layer, lambda: layer.quant_weight().value)
+
+
+def test_binary_activations_are_known_and_flipped(tmp_path):
+    assert flips_activations(tmp_path, network(WEIGHTS["shipped"]), ["3", "7"])
+
+
+def test_an_activation_that_puts_out_a_tensor_of_its_own_kind_is_refused():
+    layer = qnn.QuantIdentity(act_quant=quant.SignedBinaryActPerTensorConst, return_quant_tensor=True)
+    net = nn.Sequential(layer)
+    with bnnft.flipped(net, 0.1, target="activations"), pytest.raises(TypeError, match="return_quant_tensor=False"):
+        net(torch.randn(3, 4))
