@@ -31,3 +31,37 @@ def test_the_command_line_of_a_project_takes_the_callbacks_from_yaml(tmp_path):
     said = run(tmp_path, "test", "--ckpt_path", checkpoint)
     assert "test/acc_ber_0p01" in said
     assert "test/tolerable_ber" in said
+
+
+ERRORS = """
+trainer:
+  callbacks:
+    - class_path: bnnft.callbacks.BitFlipTraining
+      init_args:
+        error_model:
+          class_path: bnnft.ber.PerLayer
+          init_args:
+            rates:
+              "*net.0*": {class_path: bnnft.ber.Asymmetric, init_args: {rate_0_to_1: 0.1, rate_1_to_0: 0}}
+              "*": 0.05
+        schedule:
+          class_path: bnnft.ber.Curriculum
+          init_args: {loss_below: 1.0, then: {class_path: bnnft.ber.Steps, init_args: {factors: {0: 0.5, 10: 1.0}}}}
+        gradient: average
+    - class_path: bnnft.callbacks.AccuracyOverBER
+      init_args:
+        rates: [0.55, 0.52, 0.5]
+        axis: voltage
+        error_model: {class_path: bnnft.ber.Sram65, init_args: {chip: null}}
+"""
+
+
+def test_the_command_line_takes_every_kind_of_error_from_yaml(tmp_path):
+    (tmp_path / "errors.yaml").write_text(ERRORS)
+    said = run(tmp_path, "fit", "--config", tmp_path / "errors.yaml", "--trainer.max_epochs=2")
+    assert "PerLayer(rates={'*net.0*': Asymmetric(rate_0_to_1=0.1, rate_1_to_0=0.0), '*': 0.05}, scale=1.0) on" in said
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    said = run(tmp_path, "test", "--config", tmp_path / "errors.yaml", "--ckpt_path", checkpoint)
+    assert "Sram65(voltage=0.55, chip=None): bit error rate 0.23 %, from Sun et al." in said
+    for name in ("test/acc_voltage_0p55", "test/acc_voltage_0p5", "test/tolerable_voltage"):
+        assert name in said

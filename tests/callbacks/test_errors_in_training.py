@@ -272,6 +272,35 @@ def test_recomputed_activations_have_the_same_flips(tmp_path):
     assert equal_states(*map(state, runs))
 
 
+@pytest.mark.parametrize("gradient", ["straight_through", "average"])
+@pytest.mark.parametrize("fails_in", ["forward", "backward"])
+def test_an_error_leaves_neither_flips_nor_hooks_behind(tmp_path, fails_in, gradient):
+    """In the last forward or backward of the third batch: of the second pass, where there are two."""
+    passes = 2 if gradient == "average" else 1
+
+    class Failing(Project):
+        calls = 0
+
+        def training_step(self, batch, batch_idx):
+            self.calls += 1
+            loss = super().training_step(batch, batch_idx)
+            if self.calls == 3 * passes:
+                if fails_in == "forward":
+                    raise ZeroDivisionError
+                loss.register_hook(lambda gradient: 1 / 0)
+            return loss
+
+    module = Failing()
+    before = module.log
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, [BitFlipTraining(0.2, gradient=gradient, target="both")], module)
+    plain = fit(tmp_path, [BitFlipTraining(0.2, gradient=gradient, target="both")], max_epochs=1, limit_train_batches=2)
+    weights = dict(plain.named_parameters())
+    assert all(torch.equal(weight, weights[name]) for name, weight in module.named_parameters())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    assert module.log == before
+
+
 class Other(nn.Module):
     def forward(self, x):
         return (x > 0).float()
