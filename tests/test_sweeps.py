@@ -2,11 +2,13 @@
 
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
-from commands import QUICK, ROOT, run
+from commands import QUICK, ROOT, prepared, run
 from offline_run import column, read
 
 KILL = "+callbacks.kill._target_=kill_job.Kill"  # does nothing, unless the environment says so
@@ -100,6 +102,25 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(whole, tmp
         assert ours["curve"] == theirs["curve"]
         assert ours["metrics"] == theirs["metrics"]
         assert all(torch.equal(value, weights(jobs(folder)[name])[key]) for key, value in weights(job).items())
+
+
+def test_a_sweep_over_a_voltage_with_an_interpolation_in_an_override(tmp_path):
+    """The curve, the table of jobs and the report are over the voltage; the source is in the log of each job."""
+    options = ["ber=sram65", "ber.voltage=0.5,0.55", "callbacks.bit_flip_training.error_model=${ber}", "logger=none"]
+    done = run(tmp_path, "-m", *QUICK, "name=volts", *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "warn" not in done.stderr.lower()
+    assert "job 2 of 2: " in done.stdout
+    assert "tolerable voltage (V)" in done.stdout
+    for job in jobs(tmp_path, "volts").values():
+        assert "from Sun et al." in (job / "train.log").read_text() + done.stdout + done.stderr
+    report = subprocess.run(
+        [sys.executable, "-m", "bnnft.report", "multirun/volts"], cwd=tmp_path, env=prepared(tmp_path), check=True
+    )
+    assert report.returncode == 0
+    header = (tmp_path / "multirun" / "volts" / "report.md").read_text().split("| run ")[1].splitlines()[0]
+    assert header.startswith("| clean | 0.5 V | 0.51 V |")
+    assert header.endswith("| 0.55 V | tolerable voltage |")
 
 
 def test_one_failing_job_leaves_the_others_and_its_reason(tmp_path):

@@ -200,7 +200,9 @@ def labels(jobs: Sequence[Job]) -> list[str]:
 
 def _overrides(folder: Path) -> tuple[str, ...]:
     path = folder / ".hydra" / "overrides.yaml"
-    return tuple(map(str, OmegaConf.load(path))) if path.exists() else ()
+    # as they were typed: an override may hold an interpolation
+    typed: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.exists() else []
+    return tuple(map(str, typed))
 
 
 def identity(config: Mapping[str, Any], folder: Path) -> str:

@@ -55,9 +55,11 @@ def sweep_size(config: DictConfig) -> int | None:
     trials: int | None = OmegaConf.select(config, "hydra.sweeper.n_trials")
     if trials is not None:
         return trials
-    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    parameters = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    overrides += OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in parameters.items()])
+    # as they were typed: an override may hold an interpolation of the job's config
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    typed += [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    overrides = OverridesParser.create().parse_overrides(typed)
     return math.prod(len(list(each.sweep_iterator())) for each in overrides if each.is_sweep_override())
 
 
