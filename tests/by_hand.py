@@ -6,7 +6,7 @@ import torch
 from networks import Project, loader
 from torch import nn
 
-from bnnft.ber import Key, as_error_model
+from bnnft.ber import Independent, Key, as_error_model
 from bnnft.injection import draw_flips
 from bnnft.sites import find_sites
 
@@ -37,6 +37,17 @@ def by_hand(errors, module=None, steps=12, gradient="straight_through", seed=0):
             (share * nn.functional.cross_entropy(module(x), y)).backward()
         optimizer.step()
     return module
+
+
+def turned(net, rate, step):
+    """Weights with the flips of a step, made by multiplication and without a write; gradients pass straight through."""
+    weights = {}
+    for name, indices in draw_flips(find_sites(net), Independent(rate), Key(0, step, purpose="training")).items():
+        weight = net.get_parameter(name)
+        change = torch.zeros_like(weight).view(-1)
+        change[indices] = -2 * weight.detach().view(-1)[indices]
+        weights[name] = weight + change.view_as(weight)
+    return weights
 
 
 def equal_weights(a, b):

@@ -93,6 +93,18 @@ def scaled(model: ErrorModel, factor: float) -> ErrorModel:
     return at_rate(model, factor * model.rate)
 
 
+def checked_scale(scale: Any) -> float:
+    """Return what multiplies all rates of several error models as a float, or raise ValueError if it is negative."""
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= float(scale) < math.inf:
+        raise ValueError(f"scale must be a number >= 0, got {scale!r}")
+    return float(scale)
+
+
+def sources(models: Iterable[ErrorModel]) -> str:
+    """Return the published sources of several error models, each once, or nothing if there is none."""
+    return "; ".join(dict.fromkeys(filter(None, (getattr(model, "source", "") for model in models))))
+
+
 def check_layers(model: ErrorModel, names: Iterable[str]) -> None:
     """Raise ValueError if an error model that differs by layer does not fit these weights."""
     check = getattr(model, "check_layers", None)

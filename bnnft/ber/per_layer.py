@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from bnnft.ber.error_model import ErrorModel, check_layers, reads_bits, scaled
+from bnnft.ber.error_model import ErrorModel, check_layers, checked_scale, reads_bits, scaled, sources
 from bnnft.ber.independent import as_error_model
 from bnnft.ber.random_bits import Key
 
@@ -41,8 +41,7 @@ class PerLayer:
     def __post_init__(self) -> None:
         if not isinstance(self.rates, Mapping) or not self.rates:
             raise TypeError(f"rates must map one or more patterns to rates or error models, got {self.rates!r}")
-        if isinstance(self.scale, bool) or not isinstance(self.scale, float | int) or not self.scale >= 0:
-            raise ValueError(f"scale must be a number >= 0, got {self.scale!r}")
+        object.__setattr__(self, "scale", checked_scale(self.scale))
         object.__setattr__(self, "rates", dict(self.rates))
         object.__setattr__(
             self, "_models", {pattern: scaled(as_error_model(rate), self.scale) for pattern, rate in self.rates.items()}
@@ -58,6 +57,11 @@ class PerLayer:
     def reads_bits(self) -> bool:
         """Whether flips depend on what is stored."""
         return any(map(reads_bits, self.models.values()))
+
+    @property
+    def source(self) -> str:
+        """Where the figures of its error models are published."""
+        return sources(self.models.values())
 
     def check_layers(self, names: Sequence[str]) -> None:
         """Raise ValueError if a pattern matches none of these weights, or one of them no pattern."""

@@ -46,7 +46,28 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Linear:
+class _WarmUp:
+    """A rate that rises from a part of it to the whole one, and stays."""
+
+    steps: int
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise ValueError(f"steps must be an integer >= 1, got {self.steps!r}")
+        _check_fraction(self.start, "start")
+
+    def factor(self, step: int, seed: int = 0) -> float:
+        """Return the fraction of the rate at a step."""
+        return self.start + (1 - self.start) * self._risen(min(step / self.steps, 1.0))
+
+    def _risen(self, part: float) -> float:
+        """Return how far the rate has risen after this part of the warm-up."""
+        return part
+
+
+@dataclass(frozen=True)
+class Linear(_WarmUp):
     """A rate that rises linearly, and stays.
 
     Args:
@@ -61,20 +82,9 @@ class Linear:
         [0.0, 0.25, 1.0, 1.0]
     """
 
-    steps: int
-    start: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
-        _check_fraction(self.start, "start")
-
-    def factor(self, step: int, seed: int = 0) -> float:
-        """Return the fraction of the rate at a step."""
-        return self.start + (1 - self.start) * min(step / self.steps, 1.0)
-
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_WarmUp):
     """A rate that rises along half a cosine, slow at both ends, and stays.
 
     Args:
@@ -89,16 +99,8 @@ class Cosine:
         [0.0, 0.146, 0.5, 1.0, 1.0]
     """
 
-    steps: int
-    start: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
-        _check_fraction(self.start, "start")
-
-    def factor(self, step: int, seed: int = 0) -> float:
-        """Return the fraction of the rate at a step."""
-        return self.start + (1 - self.start) * (1 - math.cos(math.pi * min(step / self.steps, 1.0))) / 2
+    def _risen(self, part: float) -> float:
+        return (1 - math.cos(math.pi * part)) / 2
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,6 @@ class Curriculum:
     def factor(self, step: int, seed: int = 0) -> float:
         """Return the fraction of the rate so many steps after the beginning."""
         return 1.0 if self.then is None else self.then.factor(step, seed)
-
-
-def _check_steps(steps: Any) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
 
 
 def _check_fraction(value: Any, name: str) -> None:

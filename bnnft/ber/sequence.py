@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bnnft.ber.error_model import ErrorModel, check_layers, in_one_list, reads_bits, scaled
+from bnnft.ber.error_model import ErrorModel, check_layers, checked_scale, in_one_list, reads_bits, scaled, sources
 from bnnft.ber.independent import as_error_model
 from bnnft.ber.random_bits import Key
 
@@ -38,8 +38,7 @@ class Sequence:
     def __post_init__(self) -> None:
         if not isinstance(self.models, AbstractSequence) or not self.models:
             raise TypeError(f"models must be a list of one or more rates or error models, got {self.models!r}")
-        if isinstance(self.scale, bool) or not isinstance(self.scale, float | int) or not self.scale >= 0:
-            raise ValueError(f"scale must be a number >= 0, got {self.scale!r}")
+        object.__setattr__(self, "scale", checked_scale(self.scale))
         object.__setattr__(self, "models", tuple(self.models))
         object.__setattr__(self, "_parts", tuple(scaled(as_error_model(model), self.scale) for model in self.models))
 
@@ -53,6 +52,11 @@ class Sequence:
     def reads_bits(self) -> bool:
         """Whether flips depend on what is stored."""
         return any(map(reads_bits, self.parts))
+
+    @property
+    def source(self) -> str:
+        """Where the figures of its error models are published."""
+        return sources(self.parts)
 
     def check_layers(self, names: AbstractSequence[str]) -> None:
         """Raise ValueError if one of the error models does not fit these weights."""

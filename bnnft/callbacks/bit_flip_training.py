@@ -273,7 +273,8 @@ class BitFlipTraining(Callback):
             self._sites = [placed(site, faults, self.how, first=True) for site in found]
             report(self.error_model, self._sites, watch, self.weights, self.biases)
             self._check_layers()
-            self._watches_left = 0 if known == {site.name for site in found} and not faults else 1
+            flips = any(not is_none(indices) for indices in self._flips.values())  # else nothing is proven yet
+            self._watches_left = 0 if known == {site.name for site in found} and flips and not faults else 1
         else:
             self._watches_left = 0
             self._sites = [placed(site, faults, self.how, first=False) for site in self._sites]

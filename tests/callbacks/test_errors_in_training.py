@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from by_hand import by_hand
+from by_hand import by_hand, turned
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -120,6 +120,26 @@ def test_the_first_batch_with_flips_is_proven_whenever_a_schedule_has_it_come(tm
         fit(tmp_path, [BitFlipTraining(0.3, weights=["net.0.weight"], schedule=Steps({5: 1.0}))], Project(net))
 
 
+class LateSign(nn.Linear):
+    """Binarizes the rotated weight, but for the first steps, in which its latent is the bit: found as if it were."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        weight = self.weight if self.calls <= 3 else self.weight.roll(1, 0)
+        return nn.functional.linear(x, weight + (torch.copysign(torch.ones(()), weight) - weight).detach())
+
+
+def test_a_named_layer_is_proven_in_its_first_batch_with_flips(tmp_path):
+    """Without flips its first batches say nothing; each forward of this layer moves signs from the fourth on."""
+    net = nn.Sequential(LateSign(12, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    fit(tmp_path, [BitFlipTraining(0.3, weights=["net.0.weight"])], Project(net), limit_train_batches=3, max_epochs=1)
+    net[0].calls = 0
+    with pytest.raises(RuntimeError, match="did not compute with the drawn flips"):
+        fit(tmp_path, [BitFlipTraining(0.3, weights=["net.0.weight"], schedule=Steps({5: 1.0}))], Project(net))
+
+
 def test_the_factor_is_logged_with_a_schedule_only(tmp_path):
     for schedule in (Linear(8), None):
         logger = CSVLogger(tmp_path, name=str(schedule))
@@ -168,20 +188,6 @@ def test_average_logs_the_first_pass_and_goes_with_accumulation_and_clipping(tmp
             optimizer.zero_grad()
     pairs = zip(state(ours).values(), state(module).values(), strict=True)
     assert all(torch.allclose(one, two, atol=1e-6) for one, two in pairs)
-
-
-def turned(module, rate, step):
-    """Weights with the flips of a step, by multiplication; gradients pass straight through."""
-    from bnnft.injection import draw_flips
-    from bnnft.sites import find_sites
-
-    weights = {}
-    for name, indices in draw_flips(find_sites(module), Independent(rate), Key(0, step, purpose="training")).items():
-        weight = module.get_parameter(name)
-        change = torch.zeros_like(weight).view(-1)
-        change[indices] = -2 * weight.detach().view(-1)[indices]
-        weights[name] = weight + change.view_as(weight)
-    return weights
 
 
 class Manual(Project):

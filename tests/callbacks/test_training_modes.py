@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from by_hand import turned
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.tuner import Tuner
 from networks import Project, equal_states, loader, small_net, state, trainer
@@ -10,25 +11,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from bnnft.ber import Independent, Key
+from bnnft.ber import Independent
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
-from bnnft.injection import draw_flips
 from bnnft.nn import BinaryActivation
-from bnnft.sites import find_sites
 
 RATE = 0.2
-
-
-def turned(net, step):
-    """Weights with the flips of a step, made by multiplication and without a write; gradients pass straight through."""
-    sites, weights = find_sites(net), {}
-    # positions count all parameters of the module, and the network is all that these modules have
-    for name, indices in draw_flips(sites, Independent(RATE), Key(0, step, purpose="training")).items():
-        weight = net.get_parameter(name)
-        change = torch.zeros_like(weight).view(-1)
-        change[indices] = -2 * weight.detach().view(-1)[indices]
-        weights[name] = weight + change.view_as(weight)
-    return weights
 
 
 class Plain(Project):
@@ -47,7 +34,7 @@ class ByHand(Plain):
     first = 0  # step that has flips
 
     def run(self, x):
-        return functional_call(self.net, turned(self.net, self.steps), x) if self.flips else self.net(x)
+        return functional_call(self.net, turned(self.net, RATE, self.steps), x) if self.flips else self.net(x)
 
     def on_train_batch_start(self, batch, batch_idx):
         self.flips = self.steps >= self.first
