@@ -123,6 +123,17 @@ def test_a_sweep_over_a_voltage_with_an_interpolation_in_an_override(tmp_path):
     assert header.endswith("| 0.55 V | tolerable voltage |")
 
 
+def test_overrides_that_are_too_long_for_the_name_of_a_folder(tmp_path):
+    long = f"+note={300 * 'a'}"
+    for said in (0, 2):
+        done = run(tmp_path, "-m", *QUICK, "name=long", "logger=none", "seed=0,1", long)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("finished before: ") == said
+    folders = jobs(tmp_path, "long")
+    assert len(folders) == 2
+    assert all(len(name) == 200 for name in folders)
+
+
 def test_one_failing_job_leaves_the_others_and_its_reason(tmp_path):
     done = run(tmp_path, "-m", *QUICK, "name=four", "optimizer.lr=1e-3,-1,2e-3,4e-3")
     assert done.returncode == 1

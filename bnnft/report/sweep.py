@@ -1,6 +1,7 @@
 """Say how far a sweep is, and at its end what became of every job."""
 
 import atexit
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,23 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnnft.report.results import RESULT, read_jobs, read_result
 from bnnft.report.tables import duration, job_table
+
+
+def folder_name(overrides: str) -> str:
+    """Return a name for the folder of a job that file systems take: too long ones end in a hash of the whole.
+
+    Example:
+        >>> folder_name("ber.rate=0.1,seed=0"), len(folder_name("+note=" + 300 * "a"))
+        ('ber.rate=0.1,seed=0', 200)
+    """
+    if len(overrides.encode()) <= 200:
+        return overrides
+    start = overrides.encode()[:187].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(overrides.encode()).hexdigest()[:12]}"
+
+
+# for conf/train.yaml; this module is imported before any folder is named, as a callback of Hydra's
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 class SweepProgress(Callback):
