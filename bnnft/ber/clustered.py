@@ -12,6 +12,8 @@ from bnnft.ber.random_bits import Key, places_below, uniforms
 
 Lines = Literal["bitline", "wordline"]
 
+_LEAST = 0.05  # with less, blocks that matter at high rates are weaker than the smallest float
+
 
 @dataclass(frozen=True)
 class Clustered(Chip):
@@ -36,8 +38,8 @@ class Clustered(Chip):
         rows: words of a block.
         columns: bits of a word.
         multiplexing: words that share a wordline, so that each column has as many bitlines.
-        block_dispersion: the lower, the fewer blocks hold the faults, > 0.
-        line_dispersion: the lower, the fewer lines of a block hold its faults, > 0.
+        block_dispersion: the lower, the fewer blocks hold the faults, >= 0.05.
+        line_dispersion: the lower, the fewer lines of a block hold its faults, >= 1e-6.
 
     Raises:
         TypeError, ValueError: an argument is out of range, or the words do not fill the wordlines.
@@ -75,10 +77,10 @@ class Clustered(Chip):
                 f"multiplexing must divide rows, as words that share a wordline fill it: "
                 f"got multiplexing={self.multiplexing} for rows={self.rows}"
             )
-        for name in ("block_dispersion", "line_dispersion"):
+        for name, least in (("block_dispersion", _LEAST), ("line_dispersion", 1e-6)):
             value = getattr(self, name)
-            if not (isinstance(value, float | int) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be a number greater than 0, got {value!r}")
+            if not (isinstance(value, float | int) and least <= value < math.inf):
+                raise ValueError(f"{name} must be a number >= {least:g}, got {value!r}")
 
     def failing(self, size: int, key: Key, device: torch.device) -> Tensor:
         """Return the sorted flat indices of the failing cells of the die that the key stands for."""
@@ -99,7 +101,7 @@ class Clustered(Chip):
         if self.rate in (0, 1) or 0 in shape:
             return torch.full(shape, self.rate, dtype=torch.float64)
         k, s = self.block_dispersion, self.line_dispersion
-        grown = k * math.expm1(-math.log1p(-self.rate) / k) / s  # log(1 + c / s)
+        grown = k * math.expm1(min(-math.log1p(-self.rate) / k, 700.0)) / s  # log(1 + c / s)
         log_c = math.log(s) + grown + math.log(-math.expm1(-grown))
         weakness = _log_gamma(torch.full((shape[0],), k), key.part(0)).exp() / k
         shapes = (s * weakness).clamp(min=1e-300).view(-1, *[1] * (len(shape) - 1)).expand(shape)

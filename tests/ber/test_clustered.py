@@ -94,8 +94,8 @@ def test_a_weight_that_does_not_fill_its_last_block_has_the_faults_of_the_part_t
         ({"rows": 0}, "rows must be an integer >= 1, got 0"),
         ({"columns": 1.5}, "columns must be an integer >= 1, got 1.5"),
         ({"rows": 10, "multiplexing": 4}, "multiplexing must divide rows.*got multiplexing=4 for rows=10"),
-        ({"block_dispersion": 0}, "block_dispersion must be a number greater than 0, got 0"),
-        ({"line_dispersion": float("nan")}, "line_dispersion must be a number greater than 0, got nan"),
+        ({"block_dispersion": 0}, "block_dispersion must be a number >= 0.05, got 0"),
+        ({"line_dispersion": float("nan")}, "line_dispersion must be a number >= 1e-06, got nan"),
         ({"stuck_at_1": 0.5}, "stuck_at_1 is for kind='stuck_at'"),
     ],
 )

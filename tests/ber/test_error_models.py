@@ -51,6 +51,7 @@ class Example:
 
 
 CLUSTERED = {"rows": 16, "columns": 4, "block_dispersion": 1.0, "line_dispersion": 1.0}
+CONCENTRATED = CLUSTERED | {"block_dispersion": 0.05, "line_dispersion": 1e-3}
 
 # An error model needs an entry here, and its class is then held to the contract below.
 EXAMPLES = {
@@ -73,6 +74,7 @@ EXAMPLES = {
         Example(Clustered(0.1, chip=3, **CLUSTERED), 0.1, 0.1, fixed=True, clustered=True),
         Example(Clustered(0.01, **CLUSTERED), 0.01, 0.01, clustered=True),
         Example(Clustered(0.1, lines="wordline", **CLUSTERED), 0.1, 0.1, clustered=True),
+        Example(Clustered(0.9, **CONCENTRATED), 0.9, 0.9, clustered=True),
         Example(Clustered(0.2, kind="stuck_at", stuck_at_1=0, **CLUSTERED), 0, 0.2, clustered=True),
     ],
     "Independent": [Example(Independent(rate), rate, rate) for rate in (0.001, 0.1, 0.5, 0.8)],
