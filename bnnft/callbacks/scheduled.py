@@ -5,7 +5,7 @@ from typing import Any
 from lightning import Trainer
 from torch import Tensor
 
-from bnnft.ber import Curriculum, ErrorModel, Schedule, checked_schedule, scaled
+from bnnft.ber import Constant, Curriculum, ErrorModel, Schedule, checked_schedule, scaled
 
 
 class ScheduledErrors:
@@ -13,7 +13,7 @@ class ScheduledErrors:
 
     Args:
         error_model: at its whole rate.
-        schedule: of its rate; the whole one always if ``None``.
+        schedule: of its rate; the whole one always if ``None`` or constant.
         seed: of the flips, for schedules that draw.
 
     Raises:
@@ -22,9 +22,10 @@ class ScheduledErrors:
 
     def __init__(self, error_model: ErrorModel, schedule: Schedule | None, seed: int) -> None:
         checked_schedule(schedule)
-        if schedule is not None:
+        # the whole rate always: also of errors that have no rate, and nothing to log
+        self.schedule = None if isinstance(schedule, Constant) else schedule
+        if self.schedule is not None:
             scaled(error_model, 0.5)  # raises if it has no rate
-        self.schedule = schedule
         self.start: int | None = None if isinstance(schedule, Curriculum) else 0
         self._whole, self._seed = error_model, seed
         self._last = 1.0, error_model

@@ -141,11 +141,11 @@ def test_a_named_layer_is_proven_in_its_first_batch_with_flips(tmp_path):
 
 
 def test_the_factor_is_logged_with_a_schedule_only(tmp_path):
-    for schedule in (Linear(8), None):
+    for schedule in (Linear(8), None, Constant()):
         logger = CSVLogger(tmp_path, name=str(schedule))
         fit(tmp_path, [BitFlipTraining(0.1, schedule=schedule)], logger=logger, log_every_n_steps=1)
         rows = (tmp_path / str(schedule) / "version_0" / "metrics.csv").read_text().splitlines()
-        assert ("train/ber_factor" in rows[0]) == (schedule is not None)
+        assert ("train/ber_factor" in rows[0]) == isinstance(schedule, Linear)
 
 
 def test_the_loss_that_a_curriculum_waits_for_is_that_of_a_batch_also_under_accumulation(tmp_path):
@@ -357,3 +357,4 @@ def test_a_schedule_needs_a_rate_to_move():
 
     with pytest.raises(TypeError, match="has no rate to set: it needs a field `rate` or a method `at_rate`"):
         BitFlipTraining(EveryOther(), schedule=Linear(5))
+    BitFlipTraining(EveryOther(), schedule=Constant())
