@@ -32,16 +32,20 @@ def begin(folder, rate, seed, loss=None):
     return job, config(rate, seed, loss or "cross_entropy")
 
 
-def finish(folder, rate, seed, loss=None, rates=10, maps=5):
-    """A finished job."""
+def finish(folder, rate, seed, loss=None, rates=10, maps=5, axis="rate"):
+    """A finished job; with ``axis="voltage"`` the points of its curve are 1 V minus the rates."""
     job, settings = begin(folder, rate, seed, loss)
     draw = random.Random(f"{rate}{seed}{loss}")
     points = [round(0.03 * number, 4) for number in range(rates)]
     accuracy = [
         [max(0.1, 0.9 - rate - abs(point - rate) - 0.02 * draw.random()) for _ in range(maps)] for point in points
     ]
-    curve = BERCurve(tuple(points), torch.tensor(accuracy, dtype=torch.float64), clean=0.9 - rate)
-    return write_result(job, metrics(rate, 2 + 10 * rate + draw.random()), curve, settings, seconds=60 * (1 + rate))
+    measured = metrics(rate, 2 + 10 * rate + draw.random())
+    if axis == "voltage":
+        points = [round(1 - point, 4) for point in points]
+        measured["test/tolerable_voltage"] = 1 - measured.pop("test/tolerable_ber")
+    curve = BERCurve(tuple(points), torch.tensor(accuracy, dtype=torch.float64), 0.9 - rate, axis)
+    return write_result(job, measured, curve, settings, seconds=60 * (1 + rate))
 
 
 def sweep(folder, rates=(0.0, 0.05, 0.1, 0.2), seeds=(0, 1, 2), loss=None):

@@ -1,4 +1,5 @@
 import csv
+import json
 import subprocess
 import sys
 import time
@@ -46,6 +47,26 @@ def test_a_half_finished_sweep_says_what_is_missing(tmp_path):
     assert "seed=1,dataset=digits: unfinished" in missing
     assert "seed=2,dataset=digits: failed ValueError: the reason" in missing
     assert f"{broken} is no result of a run, or was cut" in missing
+
+
+def test_curves_over_a_voltage_are_shown_as_such_and_others_named_beside_them(tmp_path):
+    for seed in (0, 1):
+        finish(tmp_path, 0.0, seed, rates=3, axis="voltage")
+    finish(tmp_path, 0.2, 2, rates=3)
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report.md").read_text()
+    assert "| run | clean | 0.94 V | 0.97 V | 1 V | tolerable voltage |" in page
+    assert "| ber.rate=0.0, seed=0 | 90.0 | " in page
+    assert page.count("| 0.99 |") == 2
+    assert "| ber.rate=0.2, seed=2 | 70.0 |  |  |  |  |" in page
+    assert "seed=2: its curve is over rate, not voltage; a report of its own shows it" in page
+    html = (tmp_path / "report.html").read_text().split('id="data"')[1]
+    data = json.loads(html[html.index(">") + 1 : html.index("</script>")])
+    assert (data["axis"], data["tolerable"]) == ("supply voltage (V)", "tolerable voltage (V)")
+    assert data["at"] == ["0.94 V", "0.97 V", "1 V"]
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert {row["voltage"] for row in rows} == {"1.0", "0.97", "0.94", ""}
+    assert {row["rate"] for row in rows} == {"0.0", "0.03", "0.06", ""}
 
 
 @pytest.mark.parametrize("folder", ["missing", "."])
