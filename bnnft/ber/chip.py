@@ -19,7 +19,7 @@ class Chip:
 
     So maps nest: what fails at one rate fails at every higher one, as measured on real arrays, where 98.4 to 100 % of
     the failing cells failed at the next lower voltage too. Cells are independent of each other, chips too. A map is
-    drawn once and kept.
+    drawn once for each rate and kept; where a schedule gives each step another rate, each draws it anew.
 
     Args:
         rate: the share of failing cells, a fraction in [0, 1].

@@ -1,7 +1,7 @@
 """What published memories share: figures with a source, and the error model that stands for them."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
@@ -13,7 +13,7 @@ from bnnft.ber.error_model import ErrorModel, at_rate, reads_bits
 from bnnft.ber.random_bits import Key
 
 
-class Preset:
+class Preset(ABC):
     """A published memory at one operating point; a subclass says which error model that is.
 
     Attributes:

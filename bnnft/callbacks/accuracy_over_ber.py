@@ -30,7 +30,7 @@ class AccuracyOverBER(Callback):
     Args:
         rates: strictly ascending bit error rates in [0, 1]; values of another parameter from the fewest errors to the
             most (voltages from the highest down).
-        maps: fault maps at each rate, >= 1.
+        maps: fault maps at each rate, >= 1. A fixed chip has one, which is run once however many are asked for.
         error_model: whose parameter ``axis`` takes the rates; independent flips if ``None``.
         axis: the parameter of the error model that ``rates`` sets; with ``axis="voltage"`` it logs
             ``test/acc_voltage_0p55`` and so on.
