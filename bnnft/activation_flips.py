@@ -73,7 +73,8 @@ def find_activations(model: nn.Module, activations: Sequence[str] | None = None)
 class ActivationFlips:
     """Exchanges the two values of binary activations at drawn bits, in every forward while active.
 
-    The activations of a batch are laid into the memory one sample after the other. A module that runs several times
+    The activations of a batch are laid into the memory one sample after the other; each process of a distributed run
+    has a memory of its own, with the same cells wrong. A module that runs several times
     has the same bits wrong each time, so that recomputed forwards see what the first ones saw. Compiled modules run
     uncompiled.
 

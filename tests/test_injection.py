@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnnft import flipped, injection, turning
-from bnnft.ber import Independent, Key
+from bnnft.ber import Asymmetric, Independent, Key
 from bnnft.injection import TurnedBits, draw_flips, turn_signs
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
-from bnnft.sites import find_sites
+from bnnft.sites import Site, find_sites
 
 INTEGERS = {
     torch.float16: torch.int16,
@@ -598,3 +598,11 @@ def test_second_derivatives_go_through_an_exact_flip():
         (second,) = torch.autograd.grad(gradient.sum(), x)
     assert torch.equal(gradient, -x)
     assert second.tolist() == [[-1.0] * 4]
+
+
+@pytest.mark.parametrize(("zero", "bit"), [(None, 1), (1, 1), (-1, 0)])
+def test_a_latent_of_zero_holds_the_bit_that_its_layer_makes_of_it(zero, bit):
+    """None: its sign bit, which is that of +0."""
+    site = Site("weight", nn.Parameter(torch.zeros(10)), 0, zero=zero)
+    for errors, wrong_bit in ((Asymmetric(1, 0), 0), (Asymmetric(0, 1), 1)):
+        assert len(draw_flips([site], errors, Key())["weight"]) == (10 if bit == wrong_bit else 0)
