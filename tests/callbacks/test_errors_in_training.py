@@ -11,7 +11,6 @@ from patterns import Centred
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bnnft.activation_flips import ActivationFlips
 from bnnft.ber import (
     Asymmetric,
     Chip,
@@ -321,12 +320,6 @@ def test_modules_of_others_are_named_and_must_be_binary(tmp_path):
         fit(tmp_path, [BitFlipTraining(0.1, target="activations", activations=["act"])], Project(net))
     with pytest.raises(ValueError, match=r"Project has no binary activation that is known"):
         fit(tmp_path, [BitFlipTraining(0.1, target="activations")], Project(net))
-
-
-def test_values_of_zero_and_one_are_exchanged():
-    with ActivationFlips(model := nn.Sequential(Other()), ["0"], Independent(1.0), Key()):
-        assert model(torch.tensor([-1.0, 2.0])).tolist() == [1, 0]
-    assert model(torch.tensor([-1.0, 2.0])).tolist() == [0, 1]
 
 
 def test_patterns_of_a_layer_that_is_not_there_are_an_error(tmp_path):
