@@ -57,7 +57,7 @@ def train(config: DictConfig, settings: Any, folder: Path, loggers: list[Any]) -
     loggers += [instantiate(entry) for entry in (config.logger or {}).values() if entry]
     for logger in loggers:  # before all else that may fail, so that a failed job is tracked
         logger.log_hyperparams(settings)
-    callbacks = [instantiate(entry) for entry in (config.callbacks or {}).values() if entry]
+    callbacks = [instantiate(entry) for entry in (config.callbacks or {}).values() if entry and "_target_" in entry]
     data = instantiate(config.dataset)
     network = instantiate(config.model, data.input_shape, data.num_classes)
     parts = {part: instantiate(config[part]) for part in ("loss", "optimizer", "scheduler")}

@@ -76,6 +76,15 @@ def test_every_error_model_and_schedule_trains_and_evaluates(configured, tmp_pat
         assert min(curve.mean[1:]) < curve.clean
 
 
+@pytest.mark.parametrize("ber", ["sram65", "none"])
+def test_callbacks_that_were_left_out_stay_out_whatever_a_choice_sets_of_them(configured, tmp_path, ber):
+    """Without a curve then, and without a checkpoint to choose."""
+    config = configured(f"ber={ber}", "callbacks=latent_clamp", "trainer.max_epochs=1", "model.widths=[64,32]")
+    result, _ = train.train(config, OmegaConf.to_container(config, resolve=True), tmp_path, [])
+    assert result.curve is None
+    assert result.metrics["test/acc"] > 0.1
+
+
 def test_no_flips_still_measures_tolerance(configured):
     config = configured("ber=none")
     assert config.callbacks.bit_flip_training is None
