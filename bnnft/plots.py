@@ -26,15 +26,9 @@ def is_rate(axis: str) -> bool:
     return axis.startswith("rate")
 
 
-def axis_title(axis: str) -> str:
-    """Return what the axis of a curve over a parameter of an error model is called.
-
-    Example:
-        >>> axis_title("rate"), axis_title("rate_1_to_0"), axis_title("voltage")
-        ('bit error rate (%)', 'rate 1 to 0 (%)', 'supply voltage (V)')
-    """
-    titles = {"rate": "bit error rate (%)", "voltage": "supply voltage (V)"}
-    return titles.get(axis, axis.replace("_", " ") + (" (%)" if is_rate(axis) else ""))
+def axis_name(axis: str) -> str:
+    """Return how such a parameter is called in logs and in text: a rate alone is the BER."""
+    return "ber" if axis == "rate" else axis
 
 
 def axis_scale(axis: str) -> float:
@@ -42,9 +36,21 @@ def axis_scale(axis: str) -> float:
     return 100.0 if is_rate(axis) else 1.0
 
 
-def axis_name(axis: str) -> str:
-    """Return how such a parameter is called in logs and in text: a rate alone is the BER."""
-    return "ber" if axis == "rate" else axis
+def axis_unit(axis: str) -> str:
+    """Return the unit that such a parameter is shown in, nothing if it has none."""
+    return "%" if is_rate(axis) else "V" if axis == "voltage" else ""
+
+
+def axis_title(axis: str, name: str = "") -> str:
+    """Return what the axis of a curve over such a parameter is called, or something else in its unit.
+
+    Example:
+        >>> axis_title("rate"), axis_title("rate_1_to_0"), axis_title("voltage"), axis_title("voltage", "tolerable")
+        ('bit error rate (%)', 'rate 1 to 0 (%)', 'supply voltage (V)', 'tolerable (V)')
+    """
+    names = {"rate": "bit error rate", "voltage": "supply voltage"}
+    name = name or names.get(axis, axis.replace("_", " "))
+    return f"{name} ({axis_unit(axis)})" if axis_unit(axis) else name
 
 
 def axis_value(axis: str, value: float) -> str:
@@ -54,7 +60,7 @@ def axis_value(axis: str, value: float) -> str:
         >>> axis_value("rate", 0.05), axis_value("voltage", 0.55), axis_value("scale", 2)
         ('5 %', '0.55 V', '2')
     """
-    return f"{100 * value:g} %" if is_rate(axis) else f"{value:g} V" if axis == "voltage" else f"{value:g}"
+    return f"{axis_scale(axis) * value:g} {axis_unit(axis)}".strip()
 
 
 def plot_curve(

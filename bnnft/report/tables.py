@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from bnnft.plots import axis_scale, axis_title, axis_value, is_rate
+from bnnft.plots import axis_scale, axis_title, axis_unit, axis_value, is_rate
 from bnnft.report.results import Job, Result, labels
 
 _LAYER_COLUMNS = {
@@ -26,8 +26,7 @@ def run_tables(result: Result) -> list[Table]:
     if (curve := result.curve) is not None:
         title = f"clean accuracy {percent(curve.clean)} %"
         if tolerable := _tolerable_value(result, curve.axis):
-            unit = " %" if is_rate(curve.axis) else " V" if curve.axis == "voltage" else ""
-            title = f"{title}, {_tolerable(curve.axis)} {tolerable}{unit}"
+            title = f"{title}, {_tolerable(curve.axis)} {tolerable} {axis_unit(curve.axis)}".rstrip()
         table = Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
         axis = "BER (%)" if curve.axis == "rate" else axis_title(curve.axis)
         for column in (axis, "accuracy (%)", "95 % interval", "std"):
@@ -121,7 +120,7 @@ def tolerable_title(axis: str) -> str:
         >>> tolerable_title("rate"), tolerable_title("voltage")
         ('tolerable BER (%)', 'tolerable voltage (V)')
     """
-    return _tolerable(axis) + (" (%)" if is_rate(axis) else " (V)" if axis == "voltage" else "")
+    return axis_title(axis, _tolerable(axis))
 
 
 def _tolerable(axis: str) -> str:
