@@ -177,7 +177,8 @@ def places_below(rate: float | Tensor, size: int, stream: int, device: torch.dev
     for start in range(0, size, block):
         count = min(block, size - start)
         part = _fractions(_mixed(words[:count].copy_(counters[:count]), stream, start, scratch[:count]))
-        limit = rate * 2.0**53 if isinstance(rate, float | int) else rate[start : start + count] * 2.0**53
+        # torch compares integers with a Python float in float32; the fractions need all of their 53 bits
+        limit = rate[start : start + count] * 2.0**53 if isinstance(rate, Tensor) else int(rate * 2.0**53)
         found.append(where_true(part <= limit).add_(start))
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=device)
 

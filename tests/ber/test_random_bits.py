@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, kstest
 
 from bnnft.ber import Key, random_bits
-from bnnft.ber.random_bits import bernoulli_indices, random_words, uniforms
+from bnnft.ber.random_bits import below_at, bernoulli_indices, places_below, random_words, uniforms
 
 FALSE_ALARM = 1e-9
 MASK = 2**64 - 1
@@ -171,6 +171,17 @@ def test_indices_do_not_depend_on_the_size_of_a_block(rate, block, monkeypatch):
 def test_a_longer_run_of_trials_begins_with_the_shorter_one():
     long = bernoulli_indices(70_000, 0.3, stream=3)
     assert torch.equal(bernoulli_indices(1000, 0.3, stream=3), long[long < 1000])
+
+
+@pytest.mark.parametrize("per_number", [False, True])
+def test_numbers_are_compared_to_the_last_bit(per_number):
+    """A rate that is one of the numbers takes it in, and the next smaller one does not."""
+    numbers = uniforms(7, 0, 2000)
+    for place in range(0, 2000, 50):
+        for rate, within in ((float(numbers[place]), True), (float(numbers[place]) - 2.0**-53, False)):
+            limit = torch.full((2000,), rate, dtype=torch.float64) if per_number else rate
+            assert (place in places_below(limit, 2000, stream=7)) == within
+            assert bool(below_at(rate, 7, torch.tensor([place]))) == within
 
 
 def test_torch_generator_is_untouched():
