@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from bnnft.ber import ErrorModel, Key
+from bnnft.ber import ErrorModel, Key, checked_choice
 from bnnft.nn import BinaryActivation
 from bnnft.operand_flips import exchanged
 
@@ -18,8 +18,7 @@ Target = Literal["weights", "activations", "both"]
 
 def checked_target(target: str) -> None:
     """Raise ValueError unless the argument names what is to be flipped."""
-    if target not in get_args(Target):
-        raise ValueError(f"target must be one of {', '.join(get_args(Target))}, got {target!r}")
+    checked_choice(target, Target, "target")
 
 
 def _is_binary(module: nn.Module) -> bool:
@@ -74,9 +73,8 @@ class ActivationFlips:
     """Exchanges the two values of binary activations at drawn bits, in every forward while active.
 
     The activations of a batch are laid into the memory one sample after the other; each process of a distributed run
-    has a memory of its own, with the same cells wrong. A module that runs several times
-    has the same bits wrong each time, so that recomputed forwards see what the first ones saw. Compiled modules run
-    uncompiled.
+    has a memory of its own, with the same cells wrong. A module that runs several times has the same bits wrong each
+    time, so that recomputed forwards see what the first ones saw. Compiled modules run uncompiled.
 
     Args:
         model: the module that is to run.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from bnnft.activation_flips import ActivationFlips, Target, checked_target, find_activations
-from bnnft.ber import ErrorModel, Independent, Key, check_layers, has_field
+from bnnft.ber import ErrorModel, Independent, Key, at_rate, check_layers, has_field
 from bnnft.curve import BERCurve
 from bnnft.injection import TurnedBits, draw_flips, is_none
 from bnnft.operand_flips import Flips
@@ -41,9 +41,7 @@ def error_models(rates: Sequence[float], error_model: ErrorModel | None = None, 
     down = all(b < a for a, b in pairwise(rates)) and axis != "rate"
     if not len(rates) or not (down or all(b > a for a, b in pairwise(rates))):
         raise ValueError(f"rates must be a list of one or more strictly ascending numbers, got {list(rates)!r}")
-    models = [
-        replace(template, **{axis: rate}) if has_field(template, axis) else template.at_rate(rate) for rate in rates
-    ]
+    models = [at_rate(template, rate) if axis == "rate" else replace(template, **{axis: rate}) for rate in rates]
     growing = [getattr(model, "rate", 0) for model in models]
     if any(b < a for a, b in pairwise(growing)):
         raise ValueError(f"rates must go from the fewest errors to the most, got {list(rates)!r} for axis {axis!r}")

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bnnft.activation_flips import ActivationFlips, Target, checked_target, find_activations
-from bnnft.ber import ErrorModel, Key, as_error_model, check_layers, reads_bits
+from bnnft.ber import ErrorModel, Key, as_error_model, check_layers, checked_choice, reads_bits
 from bnnft.operand_flips import Flips, OperandFlips
 from bnnft.sharding import whole
 from bnnft.sites import Site, Weights, find_sites
@@ -148,12 +148,6 @@ def is_none(flips: Flips) -> bool:
     return isinstance(flips, Tensor) and flips.numel() == 0
 
 
-def checked_gradient(gradient: str) -> None:
-    """Raise ValueError unless the argument names a gradient through the flip."""
-    if gradient not in get_args(Gradient):
-        raise ValueError(f"gradient must be one of {', '.join(get_args(Gradient))}, got {gradient!r}")
-
-
 @contextmanager
 def flipped(
     model: nn.Module,
@@ -197,7 +191,7 @@ def flipped(
         >>> changed == len(flips["weight"]), torch.equal(model.weight, before)
         (True, True)
     """
-    checked_gradient(gradient)
+    checked_choice(gradient, Gradient, "gradient")
     checked_target(target)
     error_model, key = as_error_model(error_model), Key(seed, draw)
     sites = [] if target == "activations" else find_sites(model, weights)

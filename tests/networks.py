@@ -59,6 +59,18 @@ class Project(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
+class Manual(Project):
+    """The same project with manual optimization."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
 def trainer(tmp_path, callbacks, kind=Trainer, **kwargs):
     """A quiet Trainer on the CPU, of lightning if no other is named."""
     settings = {

@@ -8,7 +8,16 @@ from bnnft.ber.asymmetric import Asymmetric
 from bnnft.ber.bram28 import Bram28
 from bnnft.ber.chip import Chip
 from bnnft.ber.clustered import Clustered
-from bnnft.ber.error_model import ErrorModel, check_layers, checked_rate, has_field, reads_bits, scaled
+from bnnft.ber.error_model import (
+    ErrorModel,
+    at_rate,
+    check_layers,
+    checked_choice,
+    checked_rate,
+    has_field,
+    reads_bits,
+    scaled,
+)
 from bnnft.ber.independent import Independent, as_error_model
 from bnnft.ber.per_layer import PerLayer
 from bnnft.ber.random_bits import Key
@@ -39,7 +48,9 @@ __all__ = [
     "Steps",
     "Uniform",
     "as_error_model",
+    "at_rate",
     "check_layers",
+    "checked_choice",
     "checked_rate",
     "checked_schedule",
     "has_field",

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 from bnnft.ber.chip import Chip
 from bnnft.ber.clustered import Clustered
+from bnnft.ber.error_model import checked_choice
 from bnnft.ber.preset import Preset, rate_at
 
 Placement = Literal["independent", "bitline"]
@@ -47,9 +48,8 @@ class Bram28(Preset):
     source = "data of Salami, Unsal, Cristal, MICRO 2018, github.com/behzadsalami/FPGA-BRAMs-Undervoltig-Study (VC707)"
 
     def __post_init__(self) -> None:
-        if self.placement not in get_args(Placement):
-            raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {self.placement!r}")
-        assert self.model is not None  # built now, so that it raises now
+        checked_choice(self.placement, Placement, "placement")
+        super().__post_init__()
 
     @property
     def rate(self) -> float:

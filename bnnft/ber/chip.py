@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bnnft.ber.error_model import checked_chip, checked_rate, stored_ones
+from bnnft.ber.error_model import checked_chip, checked_choice, checked_rate, stored_ones
 from bnnft.ber.random_bits import Key, below_at, places_below, where_true
 
 Kind = Literal["flip", "stuck_at"]
@@ -53,8 +53,7 @@ class Chip:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", checked_rate(self.rate))
         checked_chip(self.chip)
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        checked_choice(self.kind, Kind, "kind")
         if self.stuck_at_1 is not None:
             checked_rate(self.stuck_at_1, "stuck_at_1")
             if self.kind == "flip":

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bnnft.ber.chip import Chip
+from bnnft.ber.error_model import checked_choice
 from bnnft.ber.random_bits import Key, places_below, uniforms
 
 Lines = Literal["bitline", "wordline"]
@@ -66,8 +67,7 @@ class Clustered(Chip):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lines not in get_args(Lines):
-            raise ValueError(f"lines must be one of {', '.join(get_args(Lines))}, got {self.lines!r}")
+        checked_choice(self.lines, Lines, "lines")
         for name in ("rows", "columns", "multiplexing"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

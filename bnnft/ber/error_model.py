@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from numbers import Real
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -88,9 +88,7 @@ def scaled(model: ErrorModel, factor: float) -> ErrorModel:
         return model
     if has_field(model, "scale"):
         return replace(model, scale=factor * model.scale)  # type: ignore[type-var,attr-defined]
-    if not hasattr(model, "rate"):
-        return at_rate(model, math.nan)  # says why it can't
-    return at_rate(model, factor * model.rate)
+    return at_rate(model, factor * getattr(model, "rate", math.nan))
 
 
 def checked_scale(scale: Any) -> float:
@@ -150,6 +148,19 @@ def checked_rate(value: Any, name: str = "rate") -> float:
     if math.isnan(number) or not 0 <= number <= 1:
         raise ValueError(message)
     return number
+
+
+def checked_choice(value: Any, kinds: Any, name: str) -> None:
+    """Raise ValueError unless the value is one of a ``Literal``'s.
+
+    Example:
+        >>> from typing import Literal
+        >>> checked_choice("bit", Literal["bitline", "wordline"], "lines")
+        Traceback (most recent call last):
+        ValueError: lines must be one of bitline, wordline, got 'bit'
+    """
+    if value not in get_args(kinds):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {value!r}")
 
 
 def checked_chip(chip: Any) -> None:

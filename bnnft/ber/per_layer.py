@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from torch import Tensor
 
@@ -43,15 +44,12 @@ class PerLayer:
             raise TypeError(f"rates must map one or more patterns to rates or error models, got {self.rates!r}")
         object.__setattr__(self, "scale", checked_scale(self.scale))
         object.__setattr__(self, "rates", dict(self.rates))
-        object.__setattr__(
-            self, "_models", {pattern: scaled(as_error_model(rate), self.scale) for pattern, rate in self.rates.items()}
-        )
+        assert self.models  # built now, so that it raises now
 
-    @property
+    @cached_property
     def models(self) -> Mapping[str, ErrorModel]:
         """The error model of each pattern, with the scale on its rate."""
-        models: Mapping[str, ErrorModel] = self._models  # type: ignore[attr-defined]
-        return models
+        return {pattern: scaled(as_error_model(rate), self.scale) for pattern, rate in self.rates.items()}
 
     @property
     def reads_bits(self) -> bool:

@@ -1,6 +1,5 @@
 """What published memories share: figures with a source, and the error model that stands for them."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -9,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bnnft.ber.error_model import ErrorModel, at_rate, reads_bits
+from bnnft.ber.error_model import ErrorModel, reads_bits, scaled
 from bnnft.ber.random_bits import Key
 
 
@@ -21,6 +20,9 @@ class Preset(ABC):
     """
 
     source: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        assert self.model is not None  # built now, so that it raises now
 
     @cached_property
     @abstractmethod
@@ -39,7 +41,7 @@ class Preset(ABC):
 
     def at_rate(self, rate: float) -> ErrorModel:
         """Return errors of the same kind at another rate, which the source does not speak of."""
-        return at_rate(self.model, rate * getattr(self.model, "rate", math.nan) / self.rate)
+        return scaled(self.model, rate / self.rate)
 
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the bits that read wrong in this draw."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -40,13 +41,12 @@ class Sequence:
             raise TypeError(f"models must be a list of one or more rates or error models, got {self.models!r}")
         object.__setattr__(self, "scale", checked_scale(self.scale))
         object.__setattr__(self, "models", tuple(self.models))
-        object.__setattr__(self, "_parts", tuple(scaled(as_error_model(model), self.scale) for model in self.models))
+        assert self.parts  # built now, so that it raises now
 
-    @property
+    @cached_property
     def parts(self) -> tuple[ErrorModel, ...]:
         """The error models, with the scale on their rates."""
-        parts: tuple[ErrorModel, ...] = self._parts  # type: ignore[attr-defined]
-        return parts
+        return tuple(scaled(as_error_model(model), self.scale) for model in self.models)
 
     @property
     def reads_bits(self) -> bool:

@@ -39,7 +39,7 @@ class Sram14(Preset):
     def __post_init__(self) -> None:
         if isinstance(self.level, bool) or not isinstance(self.level, int) or not 1 <= self.level <= len(_FAULTY):
             raise ValueError(f"level must be an integer in [1, {len(_FAULTY)}], got {self.level!r} ({self.source})")
-        assert self.model is not None  # built now, so that it raises now
+        super().__post_init__()
 
     @property
     def rate(self) -> float:

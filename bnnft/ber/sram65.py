@@ -36,9 +36,6 @@ class Sram65(Preset):
 
     source = "Sun et al., Low-VDD Operation of SRAM Synaptic Array, IEEE TVLSI 25(10):2962-2965, 2017, abstract"
 
-    def __post_init__(self) -> None:
-        assert self.model is not None  # built now, so that it raises now
-
     @property
     def rate(self) -> float:
         """The share of bits that read wrong."""

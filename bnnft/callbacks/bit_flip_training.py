@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from bnnft.activation_flips import ActivationFlips, Target, checked_target, find_activations
-from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, check_layers
+from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, check_layers, checked_choice
 from bnnft.callbacks.announcement import announce
 from bnnft.callbacks.clean_pass import CleanPass
 from bnnft.callbacks.manual_steps import ManualSteps
@@ -85,9 +85,8 @@ class BitFlipTraining(Callback):
     ) -> None:
         self.error_model = as_error_model(error_model)
         Key(seed)  # raises if the seed is none
-        for name, value, kind in (("gradient", gradient, Gradient), ("how", how, How)):
-            if value not in get_args(kind):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        checked_choice(gradient, Gradient, "gradient")
+        checked_choice(how, How, "how")
         checked_target(target)
         self.gradient, self.seed, self.weights, self.how, self.biases = gradient, seed, weights, how, biases
         self.target, self.activations = target, activations
@@ -179,9 +178,8 @@ class BitFlipTraining(Callback):
             # the batch may go on after a step, with another optimizer, say: it sees the same flips then
             self._steps = ManualSteps(pl_module, self._turn_back, again=self._turn)
         in_operands = [site for site in self._sites if site.in_operand]
+        self._in_forward.callback(TurnedBits(in_operands, self._flips, self._through, pl_module).restore)
         exact = self.gradient == "exact"
-        operands = TurnedBits(in_operands, self._flips, "exact" if exact else "straight_through", pl_module)
-        self._in_forward.callback(operands.restore)
         self._in_forward.enter_context(ActivationFlips(pl_module, self._neurons, error_model, key, exact))
         self._turn()
 
@@ -233,10 +231,15 @@ class BitFlipTraining(Callback):
         if self._turned is not None:
             checkpoint["state_dict"] = self._turned.clean(pl_module, checkpoint["state_dict"])
 
+    @property
+    def _through(self) -> Literal["straight_through", "exact"]:
+        """The gradient through the flips of the first pass."""
+        return "exact" if self.gradient == "exact" else "straight_through"
+
     def _turn(self) -> None:
         """Turn the bits that were drawn for this batch in latent weights, which no optimizer may see turned."""
         latent = [site for site in self._sites if not site.in_operand]
-        self._turned = TurnedBits(latent, self._flips, "exact" if self.gradient == "exact" else "straight_through")
+        self._turned = TurnedBits(latent, self._flips, self._through)
 
     def _turn_back(self) -> None:
         if self._turned is not None:

@@ -6,7 +6,7 @@ import torch
 from by_hand import by_hand, equal_weights
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from networks import Project, equal_states, loader, small_net, state, trainer
+from networks import Manual, Project, equal_states, loader, small_net, state, trainer
 from patterns import SignFunction
 from torch import nn
 
@@ -82,18 +82,6 @@ class Leaving(Project):
 def test_an_epoch_that_ends_at_a_batch_start_leaves_clean_weights(tmp_path):
     module = fit(tmp_path, [BitFlipTraining(0.3)], Leaving(), max_epochs=1)
     assert equal_weights(module, by_hand(0.3, steps=2))
-
-
-class Manual(Project):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
-        optimizer.step()
 
 
 def test_manual_optimization_is_bit_equal_to_automatic(tmp_path):

@@ -6,7 +6,7 @@ from by_hand import by_hand, turned
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from networks import Project, equal_states, loader, small_net, state, trainer
+from networks import Manual, Project, equal_states, loader, small_net, state, trainer
 from patterns import Centred
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -187,16 +187,6 @@ def test_average_logs_the_first_pass_and_goes_with_accumulation_and_clipping(tmp
             optimizer.zero_grad()
     pairs = zip(state(ours).values(), state(module).values(), strict=True)
     assert all(torch.allclose(one, two, atol=1e-6) for one, two in pairs)
-
-
-class Manual(Project):
-    automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
-        optimizer.step()
 
 
 def test_average_and_manual_optimization_exclude_each_other(tmp_path):
