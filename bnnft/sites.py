@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bnnft.ber.per_layer import matches
 from bnnft.nn import BinaryConv2d, BinaryLinear
 from bnnft.operands import Operand, OperandWatch
 
@@ -134,7 +135,7 @@ def _patterns(weights: Sequence[str]) -> Sequence[str]:
 def _matches(model: nn.Module, pattern: str) -> set[int]:
     """Return the identities of the parameters that a pattern selects: known weights first, else any."""
     known = [(name, weight) for name, weight, _ in _known(model)]
-    found = {id(w) for name, w in known if any(fnmatchcase(n, pattern) for n in (name, name.rpartition(".")[0]))}
+    found = {id(weight) for name, weight in known if matches(name, pattern)}
     everything = model.named_parameters(remove_duplicate=False)
     found = found or {id(w) for name, w in everything if fnmatchcase(name, pattern) and w.is_floating_point()}
     if not found:

@@ -64,7 +64,7 @@ class PerLayer:
     def check_layers(self, names: Sequence[str]) -> None:
         """Raise ValueError if a pattern matches none of these weights, or one of them no pattern."""
         for pattern in self.rates:
-            if not any(_matches(name, pattern) for name in names):
+            if not any(matches(name, pattern) for name in names):
                 raise ValueError(f"rates: the pattern {pattern!r} matches no weight; there are {', '.join(names)}")
         for name in names:
             check_layers(self._model(name), [name])
@@ -74,11 +74,17 @@ class PerLayer:
         return self._model(key.name).flips(weight, key)
 
     def _model(self, name: str) -> ErrorModel:
-        matching = [pattern for pattern in self.rates if _matches(name, pattern)]
+        matching = [pattern for pattern in self.rates if matches(name, pattern)]
         if not matching:
             raise ValueError(f"rates: no pattern matches the weight {name!r}; there are {', '.join(self.rates)}")
         return self.models[max(matching, key=lambda pattern: len(pattern.replace("*", "").replace("?", "")))]
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Tell whether a pattern (as in a shell) is that of a weight's qualified name, or of its layer's.
+
+    Example:
+        >>> matches("fc1.weight", "fc1"), matches("fc1.weight", "*.weight"), matches("fc1.weight", "fc")
+        (True, True, False)
+    """
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
