@@ -16,10 +16,10 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from bnnft.callbacks.rich_logging import finish, wandb_folder
 from bnnft.classifier import Classifier
-from bnnft.report.results import Result, begin_job, fail_job, last_checkpoint, write_result
+from bnnft.loggers import finish, wandb_folder
 from bnnft.report.tables import run_tables
+from bnnft.runs.results import Result, begin_job, fail_job, last_checkpoint, write_result
 
 # lightning reads its own containers with a function that torch has renamed: nothing that a user could act on
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")

@@ -2,10 +2,10 @@
 
 from importlib.metadata import version
 
-from bnnft.curve import BERCurve
-from bnnft.evaluation import accuracy_over_ber
-from bnnft.injection import flipped
-from bnnft.sites import binarized_weights, find_binarized_weights
+from bnnft.evaluation.accuracy import accuracy_over_ber
+from bnnft.evaluation.curve import BERCurve
+from bnnft.injection.flipped import flipped
+from bnnft.injection.sites import binarized_weights, find_binarized_weights
 
 __version__ = version("bnnft")
 __all__ = ["BERCurve", "accuracy_over_ber", "binarized_weights", "find_binarized_weights", "flipped"]

@@ -7,8 +7,8 @@ from networks import Project, loader
 from torch import nn
 
 from bnnft.ber import Independent, Key, as_error_model
-from bnnft.injection import draw_flips
-from bnnft.sites import find_sites
+from bnnft.injection.flipped import draw_flips
+from bnnft.injection.sites import find_sites
 
 
 def by_hand(errors, module=None, steps=12, gradient="straight_through", seed=0):

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from bnnft.ber import Asymmetric, Independent
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
 from bnnft.nn import BinaryActivation, BinaryLinear
-from bnnft.sharding import whole
+from bnnft.tracing.sharding import whole
 
 
 class Recording(Project):

@@ -5,7 +5,7 @@ import random
 import torch
 
 from bnnft import BERCurve
-from bnnft.report.results import begin_job, fail_job, write_result
+from bnnft.runs.results import begin_job, fail_job, write_result
 
 
 def metrics(rate, margin):

@@ -9,24 +9,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    {"nn", "ber", "plots", "sharding", "tracking"},
-    {"operands", "trace"},
-    {"operand_flips", "sites", "model"},
-    {"activation_flips"},
-    {"chains", "turning"},
-    {"injection", "probes"},
-    {"metrics", "curve"},
+    {"nn", "ber", "tracing", "plots"},
+    {"loss", "model", "dataset"},
+    {"injection"},
+    {"metrics", "compensation"},
     {"evaluation"},
-    {"classifier", "dataset"},
-    {"callbacks"},
-    {"report"},
+    {"classifier", "loggers", "runs"},
+    {"callbacks", "report"},
     {"train"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ALLOWED = {
-    "lightning": {"classifier", "dataset", "callbacks", "train"},
-    "hydra": {"train", "report"},
-    "omegaconf": {"train", "report"},
+    "lightning": {"classifier", "dataset", "callbacks", "loggers", "train"},
+    "hydra": {"train", "runs", "report"},
+    "omegaconf": {"train", "runs", "report"},
     "wandb": set(),
 }
 FILES = sorted(path for path in (ROOT / "bnnft").rglob("*.py") if path != ROOT / "bnnft" / "__init__.py")
@@ -69,7 +65,7 @@ def test_importing_the_package_pulls_in_no_edge():
 
 
 def test_files_and_functions_stay_short():
-    """At most 300 lines a file and 60 a function, docstrings counted."""
+    """At most 320 lines a file and 60 a function, docstrings counted."""
     for path in [*FILES, ROOT / "train.py"]:
         tree = ast.parse(text := path.read_text())
         assert text.count("\n") <= 300, path

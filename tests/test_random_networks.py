@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import bnnft
 from bnnft.ber import Independent, Key
 from bnnft.callbacks import ToleranceMetrics
-from bnnft.injection import TurnedBits, draw_flips
+from bnnft.injection.flipped import TurnedBits, draw_flips
+from bnnft.injection.operands import OperandWatch
+from bnnft.injection.sites import watched_sites
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
-from bnnft.operands import OperandWatch
-from bnnft.sites import watched_sites
 
 SIDE = 6
 

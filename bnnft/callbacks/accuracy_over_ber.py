@@ -9,14 +9,14 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from bnnft.activation_flips import Target, checked_target
 from bnnft.ber import ErrorModel, Key
 from bnnft.callbacks.announcement import announce
-from bnnft.callbacks.rich_logging import curve_table, log_curve, log_merged
-from bnnft.curve import BERCurve, checked_drop
-from bnnft.evaluation import AccuracyMeter, checked_maps, classified_correctly, error_models
+from bnnft.evaluation.accuracy import AccuracyMeter, checked_maps, classified_correctly, error_models
+from bnnft.evaluation.curve import BERCurve, checked_drop
+from bnnft.injection.activation import Target, checked_target
+from bnnft.injection.sites import Weights
+from bnnft.loggers import curve_table, log_curve, log_merged
 from bnnft.plots import axis_name
-from bnnft.sites import Weights
 
 
 class AccuracyOverBER(Callback):

@@ -9,19 +9,28 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from bnnft.activation_flips import ActivationFlips, Target, checked_target, find_activations
 from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, check_layers, checked_choice
 from bnnft.callbacks.announcement import announce
 from bnnft.callbacks.clean_pass import CleanPass
 from bnnft.callbacks.manual_steps import ManualSteps
 from bnnft.callbacks.placement import How, check_steps, placed, report, stepped_in_backward
-from bnnft.callbacks.proof import find_faults, stored_signs
 from bnnft.callbacks.scheduled import ScheduledErrors
-from bnnft.injection import TurnedBits, draw_flips, is_none
-from bnnft.operand_flips import Flips
-from bnnft.operands import OperandWatch
-from bnnft.sharding import flattened_by
-from bnnft.sites import Site, Weights, binarized_weights, known_sites, no_sites, sites_of, state_of, watched_sites
+from bnnft.injection.activation import ActivationFlips, Target, checked_target, find_activations
+from bnnft.injection.flipped import TurnedBits, draw_flips, is_none
+from bnnft.injection.operand import Flips
+from bnnft.injection.operands import OperandWatch
+from bnnft.injection.proof import find_faults, stored_signs
+from bnnft.injection.sites import (
+    Site,
+    Weights,
+    binarized_weights,
+    known_sites,
+    no_sites,
+    sites_of,
+    state_of,
+    watched_sites,
+)
+from bnnft.tracing.sharding import flattened_by
 
 Gradient = Literal["straight_through", "exact", "average"]
 

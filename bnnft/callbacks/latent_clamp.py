@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from bnnft.sites import Site, Weights, find_sites
+from bnnft.injection.sites import Site, Weights, find_sites
 
 
 class LatentClamp(Callback):

@@ -6,8 +6,8 @@ from typing import Literal
 from lightning.pytorch.utilities import rank_zero_info
 
 from bnnft.ber import ErrorModel
-from bnnft.operands import OperandWatch
-from bnnft.sites import Site, Weights
+from bnnft.injection.operands import OperandWatch
+from bnnft.injection.sites import Site, Weights
 
 How = Literal["latent", "operand", "auto"]
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric, MetricCollection
 
-from bnnft.callbacks.rich_logging import log_histograms, log_merged, log_neurons, short_names
 from bnnft.callbacks.training_loss import training_loss
-from bnnft.chains import Chain, Observation, find_chains
+from bnnft.injection.operands import OperandWatch
+from bnnft.injection.sites import Site, Weights, binarized_weights, no_sites, watched_sites
+from bnnft.loggers import log_histograms, log_merged, log_neurons, short_names
 from bnnft.metrics import ClassMargin, Histogram, ImportanceVariance, Margin, neuron_importance
-from bnnft.operands import OperandWatch
-from bnnft.probes import thresholds, watch
-from bnnft.sites import Site, Weights, binarized_weights, no_sites, watched_sites
-from bnnft.trace import Trace
+from bnnft.tracing.blocks import Block, Observation, find_blocks
+from bnnft.tracing.neurons import thresholds, watch
+from bnnft.tracing.trace import Trace
 
 
 class ToleranceMetrics(Callback):
@@ -70,8 +70,8 @@ class ToleranceMetrics(Callback):
         self.loss, self.importance_batches, self.weights = loss, importance_batches, weights
         self.chains = dict(chains or {})
         self._sites: dict[str, Site] = {}
-        self._chains: dict[str, Chain] = {}
-        self._named: list[Chain] = []
+        self._chains: dict[str, Block] = {}
+        self._named: list[Block] = []
         self._collections: dict[str, MetricCollection] = {}
         self._trace: Trace | None = None
         self._operands: OperandWatch | None = None
@@ -136,7 +136,7 @@ class ToleranceMetrics(Callback):
             if not self._chains:
                 self._named = [self._named_chain(pl_module, layer, *names) for layer, names in self.chains.items()]
 
-    def _named_chain(self, pl_module: LightningModule, layer: str, norm: str | None, activation: str | None) -> Chain:
+    def _named_chain(self, pl_module: LightningModule, layer: str, norm: str | None, activation: str | None) -> Block:
         modules = dict(pl_module.named_modules())
         full = [name for name in modules if name == layer or name.endswith(f".{layer}")]
         if len(full) != 1:
@@ -144,7 +144,7 @@ class ToleranceMetrics(Callback):
         for name in (norm, activation):
             if name is not None and name not in modules:
                 raise ValueError(f"chains: {type(pl_module).__name__} has no module {name!r}")
-        return Chain(full[0], norm, activation)
+        return Block(full[0], norm, activation)
 
     def _open(self, pl_module: LightningModule) -> None:
         if not self._active:
@@ -194,7 +194,7 @@ class ToleranceMetrics(Callback):
         strangers = [chain.layer for chain in self._named if chain.layer not in self._sites]
         if strangers:
             raise ValueError(f"chains: {strangers[0]!r} is no binarized layer; there are {', '.join(self._sites)}")
-        found = find_chains(trace, list(self._sites.values()))
+        found = find_blocks(trace, [site.layer for site in self._sites.values()])
         self._chains = {layer: chain for layer, (chain, _) in found.items()} | {c.layer: c for c in self._named}
         self._seen = {layer: seen for layer, (_, seen) in found.items()} | self._seen
         self._judge(pl_module)
@@ -221,7 +221,7 @@ class ToleranceMetrics(Callback):
         if bare:
             rank_zero_warn(f"no batch norm between layer and activation of {', '.join(bare)}: margins against zero")
 
-    def _collection(self, chain: Chain) -> MetricCollection:
+    def _collection(self, chain: Block) -> MetricCollection:
         offered = {"scores", "fan_in"} if chain.last else set()
         if not chain.last and not chain.reason:
             offered |= {"preactivations", "thresholds", "fan_in"}
@@ -230,7 +230,7 @@ class ToleranceMetrics(Callback):
         wanted = [metric.clone() for metric in self.metrics if _arguments(metric) <= offered]
         return MetricCollection(wanted, compute_groups=False)
 
-    def _streams(self, pl_module: LightningModule, chain: Chain) -> list[dict[str, Any]]:
+    def _streams(self, pl_module: LightningModule, chain: Block) -> list[dict[str, Any]]:
         site, values = self._sites[chain.layer], self._seen[chain.layer].preactivations
         if chain.reason:
             return []

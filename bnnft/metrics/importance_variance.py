@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from bnnft.chains import Chain
 from bnnft.plots import Plot, plot_sorted
-from bnnft.probes import changed_outputs, watch
+from bnnft.tracing.blocks import Block
+from bnnft.tracing.neurons import changed_outputs, watch
 
 Estimator = Literal["gradient", "flip", "ablation"]
 
@@ -37,7 +37,7 @@ def importance_variance(importance: Tensor) -> dict[str, Tensor]:
 
 def neuron_importance(
     model: nn.Module,
-    chains: Mapping[str, Chain],
+    chains: Mapping[str, Block],
     loss: Callable[[], Tensor],
     estimator: Estimator = "gradient",
 ) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ def neuron_importance(
 
     Args:
         model: in eval mode, without flips.
-        chains: layer to chain, with neuron outputs (see :mod:`bnnft.chains`).
+        chains: layer to chain, with neuron outputs (see :mod:`bnnft.tracing.blocks`).
         loss: runs the model on a batch and returns its loss: one value a sample, or, for ``"gradient"`` only, the
             mean over the batch.
         estimator: ``"gradient"``, ``|sum over positions of 2 a dL/da|``, the first-order effect of turning the bit:
@@ -66,7 +66,7 @@ def neuron_importance(
         >>> model = torch.nn.Sequential(BinaryLinear(1, 2), BinaryActivation(), torch.nn.Linear(2, 1, bias=False))
         >>> _ = torch.nn.init.constant_(model[2].weight, 0.5)
         >>> loss = lambda: model(torch.ones(1, 1)).squeeze(1)
-        >>> chains = {"0": Chain("0", activation="1")}
+        >>> chains = {"0": Block("0", activation="1")}
         >>> [neuron_importance(model, chains, loss, way)["0"] for way in ("gradient", "flip", "ablation")]
         [tensor([[1., 1.]]), tensor([[1., 1.]]), tensor([[0.5000, 0.5000]])]
     """
@@ -79,7 +79,7 @@ def neuron_importance(
 
 
 @torch.enable_grad()
-def _by_gradient(model: nn.Module, chains: Mapping[str, Chain], loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+def _by_gradient(model: nn.Module, chains: Mapping[str, Block], loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     with watch(model, list(chains.values()), graph=True) as seen:
         value = loss()
     outputs = [output for layer in chains for output in seen[layer].outputs]
@@ -102,7 +102,7 @@ def _by_gradient(model: nn.Module, chains: Mapping[str, Chain], loss: Callable[[
 
 
 @torch.no_grad()
-def _by_change(model: nn.Module, chain: Chain, loss: Callable[[], Tensor], factor: float) -> Tensor:
+def _by_change(model: nn.Module, chain: Block, loss: Callable[[], Tensor], factor: float) -> Tensor:
     with watch(model, [chain]) as seen:
         clean = loss()
     samples, neurons = _by_neuron(seen[chain.layer].outputs[0], model, chain).shape[:2]
@@ -124,7 +124,7 @@ def _by_change(model: nn.Module, chain: Chain, loss: Callable[[], Tensor], facto
     return torch.stack(changes, dim=1)
 
 
-def _by_neuron(output: Tensor, model: nn.Module, chain: Chain) -> Tensor:
+def _by_neuron(output: Tensor, model: nn.Module, chain: Block) -> Tensor:
     """Return a view of shape (N, neurons, ...), also where features come last or were flattened with positions."""
     weight = getattr(model.get_submodule(chain.layer), "weight", None)
     neurons = output.shape[1] if weight is None else len(weight)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bnnft.curve import interval
-from bnnft.report.results import Job, Result
+from bnnft.evaluation.curve import interval
+from bnnft.runs.results import Job, Result
 
 MOST_GROUPS = 12  # lines in a figure that can still be told apart
 

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from bnnft.plots import axis_scale, axis_title, axis_unit, axis_value, is_rate
-from bnnft.report.results import Job, Result, labels
+from bnnft.runs.results import Job, Result, labels
 
 _LAYER_COLUMNS = {
     "margin": "margin",

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnnft.curve import student
+from bnnft.evaluation.curve import student
 from bnnft.plots import axes, axis_scale, axis_title, axis_value, plot_curve
 from bnnft.report.groups import grouping, in_groups, pooled, settings_of, varied
-from bnnft.report.results import Job, labels
 from bnnft.report.tables import accuracy_rows, common_axis, layer_metrics, markdown, neuron_rows, tolerable_title
+from bnnft.runs.results import Job, labels
 
 
 def write_report(
@@ -22,7 +22,7 @@ def write_report(
     """Write the report of some runs; returns its files.
 
     Args:
-        jobs: the runs, from :func:`bnnft.report.results.read_jobs`.
+        jobs: the runs, from :func:`bnnft.runs.results.read_jobs`.
         faults: what is wrong with those that could not be read.
         title: of the report.
         out: the folder to write to.

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from bnnft.ber import Asymmetric, Chip, Clustered, Independent, Key, Sequence
-from bnnft.injection import TurnedBits, draw_flips
-from bnnft.sites import find_sites
+from bnnft.injection.flipped import TurnedBits, draw_flips
+from bnnft.injection.sites import find_sites
 
 RATES = (0.001, 0.01, 0.05, 0.1, 0.3)
 BARS = {0.01: 0.06, 0.1: 0.4, 0.3: 1.1}

@@ -33,7 +33,7 @@ from bnnft.ber import (
     reads_bits,
 )
 from bnnft.ber.error_model import scaled
-from bnnft.turning import turn_signs
+from bnnft.injection.latent import turn_signs
 
 FALSE_ALARM = 1e-9
 

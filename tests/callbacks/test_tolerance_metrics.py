@@ -8,7 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from bnnft.callbacks import BitFlipTraining, ToleranceMetrics
 from bnnft.metrics import ImportanceVariance, class_margin
 from bnnft.nn import BinaryActivation, BinaryLinear
-from bnnft.probes import thresholds
+from bnnft.tracing.neurons import thresholds
 
 
 def validate(tmp_path, module, callback=None):

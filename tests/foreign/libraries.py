@@ -7,11 +7,11 @@ from by_hand import by_hand
 from networks import Project, equal_states, loader, state, trainer
 
 from bnnft import flipped
-from bnnft.activation_flips import find_activations
 from bnnft.ber import Independent, Key
 from bnnft.callbacks import BitFlipTraining
-from bnnft.injection import TurnedBits, draw_flips
-from bnnft.sites import find_sites
+from bnnft.injection.activation import find_activations
+from bnnft.injection.flipped import TurnedBits, draw_flips
+from bnnft.injection.sites import find_sites
 
 RATE = 0.2
 

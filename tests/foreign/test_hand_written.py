@@ -10,11 +10,11 @@ from torch import nn
 import bnnft
 from bnnft.ber import Independent, Key
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
-from bnnft.injection import TurnedBits
+from bnnft.injection.flipped import TurnedBits
+from bnnft.injection.operands import OperandWatch
+from bnnft.injection.sites import watched_sites
 from bnnft.metrics import ImportanceVariance, Margin
 from bnnft.nn import BinaryActivation, binarize
-from bnnft.operands import OperandWatch
-from bnnft.sites import watched_sites
 
 every_layer = pytest.mark.parametrize("layer", [*patterns.EXACT, *patterns.INEXACT], ids=lambda kind: kind.__name__)
 

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from bnnft.chains import Chain, find_chains
+from bnnft.injection.sites import find_sites
 from bnnft.metrics import ImportanceVariance, importance_variance, neuron_importance
 from bnnft.model import FC, VGG3
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
-from bnnft.sites import find_sites
-from bnnft.trace import Trace
+from bnnft.tracing.blocks import Block, find_blocks
+from bnnft.tracing.trace import Trace
 
 SAMPLES, CLASSES = 5, 3
 
@@ -38,7 +38,7 @@ def batch(samples=SAMPLES):
 def chains_of(model):
     with torch.no_grad(), Trace(model) as trace:
         model(batch()[0])
-    found = find_chains(trace, find_sites(model))
+    found = find_blocks(trace, [site.layer for site in find_sites(model)])
     return {layer: chain for layer, (chain, _) in found.items() if chain.activation is not None}
 
 
@@ -192,7 +192,7 @@ def test_importance_is_of_neurons_wherever_their_dimension_is(layers, shape, neu
     inputs = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), Trace(model) as trace:
         model(inputs)
-    chains = {"0": find_chains(trace, find_sites(model))["0"][0]}
+    chains = {"0": find_blocks(trace, [site.layer for site in find_sites(model)])["0"][0]}
     importance = neuron_importance(model, chains, lambda: model(inputs).flatten(1).sum(1), estimator)
     assert importance["0"].shape == (SAMPLES, neurons)
 
@@ -238,7 +238,7 @@ def test_mean_loss_is_refused_where_the_loss_of_each_sample_is_needed(estimator,
 
 def test_unknown_estimator_raises():
     with pytest.raises(ValueError, match="estimator must be one of gradient, flip, ablation, got 'shapley'"):
-        neuron_importance(nn.Identity(), {"layer": Chain("layer")}, lambda: torch.zeros(1), "shapley")
+        neuron_importance(nn.Identity(), {"layer": Block("layer")}, lambda: torch.zeros(1), "shapley")
     with pytest.raises(ValueError, match="estimator must be one of"):
         ImportanceVariance("shapley")
 

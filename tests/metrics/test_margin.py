@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from bnnft.chains import find_chains
+from bnnft.injection.sites import find_sites
 from bnnft.metrics import Margin, margin
 from bnnft.model import VGG3
 from bnnft.nn import BinaryActivation, BinaryLinear
-from bnnft.probes import thresholds, watch
-from bnnft.sites import find_sites
-from bnnft.trace import Trace
+from bnnft.tracing.blocks import find_blocks
+from bnnft.tracing.neurons import thresholds, watch
+from bnnft.tracing.trace import Trace
 
 SHAPES = [(7, 5), (4, 5, 3), (3, 5, 4, 2)]
 DEAD = torch.tensor([0.3, -math.inf, -2.6, math.inf, 5.7])
@@ -178,7 +178,11 @@ def test_margins_of_a_network_with_pooling_before_batch_norm(randomized):
     inputs = random(5, 2, 8, 8, scale=1.0)
     with torch.no_grad(), Trace(model) as trace:
         model(inputs)
-    chains = {layer: chain for layer, (chain, _) in find_chains(trace, find_sites(model)).items() if not chain.last}
+    chains = {
+        layer: chain
+        for layer, (chain, _) in find_blocks(trace, [site.layer for site in find_sites(model)]).items()
+        if not chain.last
+    }
     with torch.no_grad(), watch(model, list(chains.values())) as seen:
         model(inputs)
     first, second = seen["conv1"].outputs[0], seen["conv2"].outputs[0]

@@ -4,7 +4,7 @@ from result_folders import finish, sweep
 from scipy.stats import t
 
 from bnnft.report.groups import grouping, in_groups, pooled, settings_of, varied
-from bnnft.report.results import read_jobs
+from bnnft.runs.results import read_jobs
 
 
 def test_settings_are_those_of_the_command_line(tmp_path):

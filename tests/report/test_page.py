@@ -89,7 +89,7 @@ def test_all_figures_are_drawn_and_nothing_is_complained_of(seen):
 
 def test_curves_are_those_of_the_groups(seen, folder):
     from bnnft.report.groups import pooled
-    from bnnft.report.results import read_result
+    from bnnft.runs.results import read_result
 
     assert seen["groups"] == ["0.0", "0.05", "0.1", "0.2"]
     results = [read_result(path) for path in sorted(folder.glob("ber.rate=0.1,*"))]

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+# how the names of operations begin that multiply by weights
+LINEAR_MAPS = ("linear", "conv", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "embedding")
+
 
 def tensors(tree: Any) -> tuple[Tensor, ...]:
     """Return all tensors in nested arguments."""

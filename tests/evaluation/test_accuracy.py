@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnnft import BERCurve, accuracy_over_ber, binarized_weights, flipped
-from bnnft.activation_flips import ActivationFlips, find_activations
 from bnnft.ber import Asymmetric, Chip, Independent, Key, PerLayer, Sram65
-from bnnft.evaluation import AccuracyMeter, error_models
+from bnnft.evaluation.accuracy import AccuracyMeter, error_models
+from bnnft.injection.activation import ActivationFlips, find_activations
 from bnnft.nn import BinaryActivation, BinaryLinear
 
 RATES = [0, 0.05, 0.2, 0.5]

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnnft.activation_flips import ActivationFlips, find_activations
 from bnnft.ber import Asymmetric, Chip, Independent, Key
+from bnnft.injection.activation import ActivationFlips, find_activations
 from bnnft.nn import BinaryActivation, BinaryLinear
 
 

@@ -5,7 +5,7 @@ import torch
 from result_folders import begin, config, fail, finish, metrics, sweep
 
 from bnnft import BERCurve
-from bnnft.report.results import begin_job, labels, last_checkpoint, read_job, read_jobs, read_result, write_result
+from bnnft.runs.results import begin_job, labels, last_checkpoint, read_job, read_jobs, read_result, write_result
 
 
 def curve():

@@ -8,7 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from bnnft.curve import BERCurve
+from bnnft.evaluation.curve import BERCurve
 from bnnft.metrics import Histogram
 from bnnft.plots import axis_name
 

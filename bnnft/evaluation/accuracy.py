@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bnnft.activation_flips import ActivationFlips, Target, checked_target, find_activations
 from bnnft.ber import ErrorModel, Independent, Key, at_rate, check_layers, has_field
-from bnnft.curve import BERCurve
-from bnnft.injection import TurnedBits, draw_flips, is_none
-from bnnft.operand_flips import Flips
-from bnnft.operands import OperandWatch
-from bnnft.sites import Site, Weights, binarized_weights, no_sites, watched_sites
+from bnnft.evaluation.curve import BERCurve
+from bnnft.injection.activation import ActivationFlips, Target, checked_target, find_activations
+from bnnft.injection.flipped import TurnedBits, draw_flips, is_none
+from bnnft.injection.operand import Flips
+from bnnft.injection.operands import OperandWatch
+from bnnft.injection.sites import Site, Weights, binarized_weights, no_sites, watched_sites
 
 
 def error_models(rates: Sequence[float], error_model: ErrorModel | None = None, axis: str = "rate") -> list[ErrorModel]:
@@ -61,7 +61,7 @@ class AccuracyMeter:
         seed: of the maps; map ``m`` is ``draw=m`` of :func:`bnnft.flipped`.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         target: flip ``"weights"``, ``"activations"`` or ``"both"``.
-        activations: patterns of names, see :func:`bnnft.activation_flips.find_activations`.
+        activations: patterns of names, see :func:`bnnft.injection.activation.find_activations`.
 
     Raises:
         TypeError, ValueError: an argument is out of range; the model has no such weights or activations.
@@ -223,7 +223,7 @@ def accuracy_over_ber(
         axis: the parameter of the error model that ``rates`` sets.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         target: flip ``"weights"``, ``"activations"`` (anew in each batch) or ``"both"``.
-        activations: patterns of names, see :func:`bnnft.activation_flips.find_activations`.
+        activations: patterns of names, see :func:`bnnft.injection.activation.find_activations`.
         correct: for other batches or answers: ``correct(model, batch)`` returns a bool for each answer.
 
     Returns:

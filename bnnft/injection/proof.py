@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bnnft.operand_flips import Flips
-from bnnft.operands import OperandWatch
-from bnnft.sharding import whole
-from bnnft.sites import Site
+from bnnft.injection.operand import Flips
+from bnnft.injection.operands import OperandWatch
+from bnnft.injection.sites import Site
+from bnnft.tracing.sharding import whole
 
 
 def stored_signs(sites: Sequence[Site]) -> dict[str, Tensor]:

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnnft.chains import Calls, Chain, find_chains
+from bnnft.injection.sites import find_sites
 from bnnft.model import FC, VGG3
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear, binarize
-from bnnft.sites import find_sites
-from bnnft.trace import Trace
+from bnnft.tracing.blocks import Block, Calls, find_blocks
+from bnnft.tracing.trace import Trace
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def traced(model, inputs):
     model.eval()
     with torch.no_grad(), Trace(model) as trace:
         model(inputs)
-    return find_chains(trace, find_sites(model))
+    return find_blocks(trace, [site.layer for site in find_sites(model)])
 
 
 def chains_of(model, inputs):
@@ -42,22 +42,22 @@ def chains_of(model, inputs):
 
 def test_chains_of_fc():
     assert chains_of(FC((1, 8, 8), 3, widths=[6, 5]), images()) == {
-        "fc1": Chain("fc1", "norm1", "sign1"),
-        "fc2": Chain("fc2", "norm2", "sign2"),
-        "fc3": Chain("fc3", last=True),
+        "fc1": Block("fc1", "norm1", "sign1"),
+        "fc2": Block("fc2", "norm2", "sign2"),
+        "fc3": Block("fc3", last=True),
     }
 
 
 def test_chains_of_vgg3_reach_over_the_pooling():
     assert chains_of(VGG3((1, 8, 8), 3, channels=4, width=6), images()) == {
-        "conv1": Chain("conv1", "norm1", "sign1"),
-        "conv2": Chain("conv2", "norm2", "sign2"),
-        "fc1": Chain("fc1", "norm3", "sign3"),
-        "fc2": Chain("fc2", last=True),
+        "conv1": Block("conv1", "norm1", "sign1"),
+        "conv2": Block("conv2", "norm2", "sign2"),
+        "fc1": Block("fc1", "norm3", "sign3"),
+        "fc2": Block("fc2", last=True),
     }
 
 
-class Block(nn.Module):
+class OneConvolution(nn.Module):
     """One convolution, whatever ``before`` and ``after`` do around its batch norm, sign, and an output layer."""
 
     def __init__(self, before=None, after=None, norm=True, positions=64):
@@ -96,16 +96,16 @@ class Function(nn.Module):
     ],
 )
 def test_chain_is_found_over_what_stands_between(around, positions):
-    assert chains_of(Block(**around, positions=positions), images()) == {
-        "conv": Chain("conv", "norm", "sign"),
-        "out": Chain("out", last=True),
+    assert chains_of(OneConvolution(**around, positions=positions), images()) == {
+        "conv": Block("conv", "norm", "sign"),
+        "out": Block("out", last=True),
     }
 
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_trace_returns_the_input_of_batch_norm_and_the_binary_outputs(pooled, randomized):
     pool = nn.MaxPool2d(2) if pooled else nn.Identity()
-    model = randomized(Block(before=pool, positions=16 if pooled else 64))
+    model = randomized(OneConvolution(before=pool, positions=16 if pooled else 64))
     found = traced(model, images())
     before = pool(model.conv(images()))
     (s,), (a,) = found["conv"][1].preactivations, found["conv"][1].outputs
@@ -120,14 +120,14 @@ def test_trace_returns_the_input_of_batch_norm_and_the_binary_outputs(pooled, ra
 def test_without_batch_norm_the_outputs_of_the_layer_are_the_preactivations(between):
     model = nn.Sequential(BinaryLinear(6, 5, bias=False), *between, BinaryActivation(), BinaryLinear(5, 3, bias=False))
     chain, seen = traced(model, vectors())["0"]
-    assert chain == Chain("0", None, str(1 + len(between)))
+    assert chain == Block("0", None, str(1 + len(between)))
     assert torch.equal(seen.preactivations[0], model[0](vectors()))
 
 
 def test_without_batch_norm_pooled_outputs_are_the_preactivations():
-    model = Block(before=nn.MaxPool2d(2), norm=False, positions=16)
+    model = OneConvolution(before=nn.MaxPool2d(2), norm=False, positions=16)
     chain, seen = traced(model, images())["conv"]
-    assert chain == Chain("conv", None, "sign", pooled=True)
+    assert chain == Block("conv", None, "sign", pooled=True)
     assert torch.equal(seen.preactivations[0], F.max_pool2d(model.conv(images()), 2))
 
 
@@ -149,7 +149,7 @@ def test_activation_may_leave_torch():
     """What a module computes elsewhere cannot be followed; the module itself can."""
     outside = Function(lambda x: torch.from_numpy(np.where(x.numpy() >= 0, np.float32(1), np.float32(-1))))
     model = nn.Sequential(BinaryLinear(6, 5), nn.BatchNorm1d(5), outside, BinaryLinear(5, 3))
-    assert chains_of(model, vectors())["0"] == Chain("0", "1", "2")
+    assert chains_of(model, vectors())["0"] == Block("0", "1", "2")
 
 
 def test_activation_is_not_a_module_that_passes_the_outputs_on():
@@ -163,12 +163,12 @@ def test_scores_of_equal_size_are_not_taken_for_neurons():
     model = FC((6,), 2, widths=[5])
     with torch.no_grad():
         model.fc2.weight[1] = -model.fc2.weight[0]
-    assert chains_of(model, vectors(1))["fc2"] == Chain("fc2", last=True)
+    assert chains_of(model, vectors(1))["fc2"] == Block("fc2", last=True)
 
 
 def test_network_that_ends_with_binary_neurons_has_a_chain():
     model = nn.Sequential(BinaryLinear(6, 5), nn.BatchNorm1d(5), BinaryActivation())
-    assert chains_of(model, vectors()) == {"0": Chain("0", "1", "2")}
+    assert chains_of(model, vectors()) == {"0": Block("0", "1", "2")}
 
 
 def test_neurons_are_found_whatever_operation_reads_them():
@@ -176,7 +176,7 @@ def test_neurons_are_found_whatever_operation_reads_them():
         def forward(self, x):
             return torch.einsum("ni,oi->no", self.sign1(self.norm1(self.fc1(x))), self.fc3.weight)
 
-    assert chains_of(Head(), vectors())["fc1"] == Chain("fc1", "norm1", "sign1")
+    assert chains_of(Head(), vectors())["fc1"] == Block("fc1", "norm1", "sign1")
 
 
 # modules that several layers or runs share
@@ -226,23 +226,23 @@ class CalledTwiceAndShared(Plain):
         (
             SharedActivation,
             [
-                Chain("fc1", "norm1", "sign1", activation_calls=Calls((0,), 2)),
-                Chain("fc2", "norm2", "sign1", activation_calls=Calls((1,), 2)),
+                Block("fc1", "norm1", "sign1", activation_calls=Calls((0,), 2)),
+                Block("fc2", "norm2", "sign1", activation_calls=Calls((1,), 2)),
             ],
         ),
         (
             SharedNorm,
             [
-                Chain("fc1", "norm1", "sign1", norm_calls=Calls((0,), 2)),
-                Chain("fc2", "norm1", "sign2", norm_calls=Calls((1,), 2)),
+                Block("fc1", "norm1", "sign1", norm_calls=Calls((0,), 2)),
+                Block("fc2", "norm1", "sign2", norm_calls=Calls((1,), 2)),
             ],
         ),
-        (CalledTwice, [Chain("fc1", "norm1", "sign1")]),
+        (CalledTwice, [Block("fc1", "norm1", "sign1")]),
         (
             CalledTwiceAndShared,
             [
-                Chain("fc1", "norm1", "sign1", activation_calls=Calls((0, 1), 3)),
-                Chain("fc2", "norm2", "sign1", activation_calls=Calls((2,), 3)),
+                Block("fc1", "norm1", "sign1", activation_calls=Calls((0, 1), 3)),
+                Block("fc2", "norm2", "sign1", activation_calls=Calls((2,), 3)),
             ],
         ),
     ],
@@ -254,8 +254,10 @@ def test_each_layer_has_the_runs_that_are_its_own(network, hidden, forwards):
     with torch.no_grad(), Trace(model) as trace:
         for _ in range(forwards):
             model(vectors())
-    chains = {layer: chain for layer, (chain, _) in find_chains(trace, find_sites(model)).items()}
-    assert chains == {chain.layer: chain for chain in hidden} | {"fc3": Chain("fc3", last=True)}
+    chains = {
+        layer: chain for layer, (chain, _) in find_blocks(trace, [site.layer for site in find_sites(model)]).items()
+    }
+    assert chains == {chain.layer: chain for chain in hidden} | {"fc3": Block("fc3", last=True)}
 
 
 def test_every_run_of_a_layer_is_observed(randomized):
@@ -304,7 +306,7 @@ def added_to_a_part(x, skip):
 )
 def test_residual_addition_leaves_no_fixed_threshold(add):
     chains = chains_of(Residual(add), vectors())
-    assert chains["fc1"] == Chain("fc1", "norm1", "sign1")
+    assert chains["fc1"] == Block("fc1", "norm1", "sign1")
     assert chains["fc2"].activation == "sign2"
     assert "added" in chains["fc2"].reason
 
@@ -325,7 +327,7 @@ def test_values_of_before_a_write_in_place_are_not_mixed_with_those_after():
             y += 1
             return self.fc3(a + 0 * y)
 
-    assert chains_of(Later(), vectors())["fc1"] == Chain("fc1", "norm1", "sign1")
+    assert chains_of(Later(), vectors())["fc1"] == Block("fc1", "norm1", "sign1")
 
 
 class SideBranch(Plain):
@@ -337,7 +339,7 @@ class SideBranch(Plain):
 
 def test_addition_beside_the_way_to_the_sign_does_not_count():
     chains = chains_of(SideBranch(), vectors())
-    assert chains["fc1"] == Chain("fc1", "norm1", "sign1")
+    assert chains["fc1"] == Block("fc1", "norm1", "sign1")
     assert "added" in chains["fc2"].reason
 
 
@@ -477,4 +479,4 @@ def test_compiled_network_is_traced_too():
         compiled(vectors())
         with Trace(model) as trace:
             compiled(vectors())
-    assert find_chains(trace, find_sites(model))["fc1"][0] == Chain("fc1", "norm1", "sign1")
+    assert find_blocks(trace, [site.layer for site in find_sites(model)])["fc1"][0] == Block("fc1", "norm1", "sign1")

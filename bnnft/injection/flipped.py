@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bnnft.activation_flips import ActivationFlips, Target, checked_target, find_activations
 from bnnft.ber import ErrorModel, Key, as_error_model, check_layers, checked_choice, reads_bits
-from bnnft.operand_flips import Flips, OperandFlips
-from bnnft.sharding import whole
-from bnnft.sites import Site, Weights, find_sites
-from bnnft.turning import TurnedWeight, turn_signs
+from bnnft.injection.activation import ActivationFlips, Target, checked_target, find_activations
+from bnnft.injection.latent import TurnedWeight, turn_signs
+from bnnft.injection.operand import Flips, OperandFlips
+from bnnft.injection.sites import Site, Weights, find_sites
+from bnnft.tracing.sharding import whole
 
 Gradient = Literal["straight_through", "exact"]
 
@@ -30,7 +30,7 @@ class TurnedBits:
     :func:`flipped` is this class as a context; use the class where turning and restoring happen in two places.
 
     Args:
-        sites: the weights, from :func:`bnnft.sites.find_sites`.
+        sites: the weights, from :func:`bnnft.injection.sites.find_sites`.
         flips: for each site's name the flat indices to turn, from :func:`draw_flips`.
         gradient: see :func:`flipped`.
         model: that the sites belong to, for those that are turned in the operand.
@@ -172,7 +172,8 @@ def flipped(
             (Buschjaeger et al. 2020, arXiv 2002.00909), or ``"exact"``, where its gradient changes sign
             (Hirtzlin et al. 2019, arXiv 1904.03652). Backward must run inside the context.
         target: flip ``"weights"``, ``"activations"`` or ``"both"``.
-        activations: patterns of the names of binary activations, see :class:`bnnft.activation_flips.ActivationFlips`.
+        activations: patterns of the names of binary activations, see
+            :class:`bnnft.injection.activation.ActivationFlips`.
 
     Yields:
         For each weight's name the sorted flat indices of its turned bits.

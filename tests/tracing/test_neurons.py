@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from bnnft.chains import Calls, Chain
 from bnnft.model import FC, VGG3
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
-from bnnft.probes import thresholds, watch
+from bnnft.tracing.blocks import Block, Calls
+from bnnft.tracing.neurons import thresholds, watch
 
-FC_CHAINS = [Chain("fc1", "norm1", "sign1"), Chain("fc2", "norm2", "sign2"), Chain("fc3", last=True)]
-VGG3_CHAINS = [Chain("conv1", "norm1", "sign1"), Chain("conv2", "norm2", "sign2"), Chain("fc1", "norm3", "sign3")]
-VGG3_CHAINS += [Chain("fc2", last=True)]
+FC_CHAINS = [Block("fc1", "norm1", "sign1"), Block("fc2", "norm2", "sign2"), Block("fc3", last=True)]
+VGG3_CHAINS = [Block("conv1", "norm1", "sign1"), Block("conv2", "norm2", "sign2"), Block("fc1", "norm3", "sign3")]
+VGG3_CHAINS += [Block("fc2", last=True)]
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ class Shared(nn.Module):
 
 def test_watch_tells_layers_apart_that_share_their_modules(randomized):
     model = randomized(Shared())
-    chains = [Chain(f"fc{n + 1}", "norm", "sign", "", False, False, Calls((n,), 2), Calls((n,), 2)) for n in range(2)]
+    chains = [Block(f"fc{n + 1}", "norm", "sign", "", False, False, Calls((n,), 2), Calls((n,), 2)) for n in range(2)]
     with torch.no_grad(), watch(model, chains) as seen:
         model(vectors())
         model(vectors(seed=1))
@@ -169,14 +169,14 @@ def test_watch_tells_layers_apart_that_share_their_modules(randomized):
 
 def test_watch_without_batch_norm_collects_the_outputs_of_the_layer():
     model = nn.Sequential(BinaryLinear(6, 5), nn.Hardtanh(), BinaryActivation())
-    with torch.no_grad(), watch(model, [Chain("0", None, "2")]) as seen:
+    with torch.no_grad(), watch(model, [Block("0", None, "2")]) as seen:
         model(vectors())
     assert torch.equal(seen["0"].preactivations[0], model[0](vectors()))
 
 
 def test_watch_with_pooling_alone_collects_the_inputs_of_the_activation():
     model = nn.Sequential(BinaryConv2d(1, 4, 3), nn.MaxPool2d(2), BinaryActivation())
-    with torch.no_grad(), watch(model, [Chain("0", None, "2", pooled=True)]) as seen:
+    with torch.no_grad(), watch(model, [Block("0", None, "2", pooled=True)]) as seen:
         model(images())
     assert torch.equal(seen["0"].preactivations[0], model[:2](images()))
 
@@ -226,6 +226,6 @@ def test_compiled_network_is_watched_too(randomized):
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
         compiled(vectors())
-        with watch(model, [Chain("0", "1", "2")]) as seen:
+        with watch(model, [Block("0", "1", "2")]) as seen:
             outputs = compiled(vectors())
     assert torch.equal(seen["0"].outputs[0], outputs)

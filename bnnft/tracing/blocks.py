@@ -12,10 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bnnft.operands import LINEAR_MAPS
-from bnnft.sites import Site
-from bnnft.trace import Call, Node, Trace
-from bnnft.tracking import Place
+from bnnft.tracing.trace import Call, Node, Trace
+from bnnft.tracing.tracking import LINEAR_MAPS, Place
 
 _ADDING = {"add", "iadd", "radd", "sub", "isub", "rsub", "addcmul", "addcdiv"}
 _SHAPING = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze"}
@@ -38,7 +36,7 @@ class Calls(NamedTuple):
     of: int = 1
 
 
-class Chain(NamedTuple):
+class Block(NamedTuple):
     """What follows one binarized layer.
 
     Attributes:
@@ -115,12 +113,12 @@ class _Run(NamedTuple):
         return self.norm.module if self.norm else None, self.activation.module if self.activation else None
 
 
-def find_chains(trace: Trace, sites: Sequence[Site]) -> dict[str, tuple[Chain, Observation]]:
+def find_blocks(trace: Trace, layers: Sequence[str]) -> dict[str, tuple[Block, Observation]]:
     """Return for each layer that ran in a traced forward its chain, and what it computed."""
-    return _Chains(trace).of(sites)
+    return _Blocks(trace).of(layers)
 
 
-class _Chains:
+class _Blocks:
     """Follows the values of a trace."""
 
     def __init__(self, trace: Trace) -> None:
@@ -131,9 +129,9 @@ class _Chains:
                 self._consumers.setdefault(value, []).append(node)
         self._looked: dict[tuple[int, bool], bool] = {}  # every path asks again, and each look reads the whole tensor
 
-    def of(self, sites: Sequence[Site]) -> dict[str, tuple[Chain, Observation]]:
+    def of(self, layers: Sequence[str]) -> dict[str, tuple[Block, Observation]]:
         """Return for each layer that ran its chain and what it computed."""
-        layers = [layer for layer in dict.fromkeys(site.layer for site in sites) if layer in self._trace.runs]
+        layers = [layer for layer in dict.fromkeys(layers) if layer in self._trace.runs]
         forwards = self._trace.runs.get(_common_module(layers), 1)
         found = {}
         for layer in layers:
@@ -210,11 +208,11 @@ class _Chains:
         few = float(zero.float().mean()) <= _MOST_ZEROS and bool(tensor.min() < 0) and bool(tensor.max() > 0)
         return equal and (few or not bool(zero.any()))
 
-    def _judge(self, layer: str, paths: list[_Path], forwards: int) -> tuple[Chain, Observation]:
+    def _judge(self, layer: str, paths: list[_Path], forwards: int) -> tuple[Block, Observation]:
         if all(path.end is None for path in paths):
             if all(path.last for path in paths):
-                return Chain(layer, last=True), Observation([self._trace.values[path.start] for path in paths])
-            return Chain(layer, reason="its outputs are not binary"), Observation()
+                return Block(layer, last=True), Observation([self._trace.values[path.start] for path in paths])
+            return Block(layer, reason="its outputs are not binary"), Observation()
         runs = [self._run(path, path.end) for path in paths if path.end is not None]
         first = runs[0]
         reason = next((run.reason for run in runs if run.reason), "")
@@ -225,7 +223,7 @@ class _Chains:
         norm_calls = self._calls_of([run.norm for run in runs], forwards)
         activation_calls = self._calls_of([run.activation for run in runs], forwards)
         place = self._place_of(runs) if first.activation is None else None
-        chain = Chain(layer, *first.modules(), reason, False, first.pooled, norm_calls, activation_calls, place)
+        chain = Block(layer, *first.modules(), reason, False, first.pooled, norm_calls, activation_calls, place)
         values = self._trace.values
         return chain, Observation([values[run.before] for run in runs], [values[run.after] for run in runs])
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from omegaconf import OmegaConf
 
-from bnnft.curve import BERCurve
+from bnnft.evaluation.curve import BERCurve
 from bnnft.plots import axis_name
 
 RESULT, JOB = "metrics.json", "job.json"

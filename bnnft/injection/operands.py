@@ -10,11 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bnnft.sharding import is_sharded, whole
-from bnnft.tracking import Tracking, tensors
+from bnnft.tracing.sharding import is_sharded, whole
+from bnnft.tracing.tracking import LINEAR_MAPS, Tracking, tensors
 
-# how the names of operations begin that multiply by weights
-LINEAR_MAPS = ("linear", "conv", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "embedding")
 _TOLERANCE = 1e-3  # of magnitudes that count as equal: scales are products of rounded numbers
 _MOST_ZEROS = 0.01  # share of exact zeros, which torch.sign leaves
 _FEWEST = 8  # values in a row or column: fewer look binary by chance

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bnnft.ber import ErrorModel, Key, checked_choice
+from bnnft.injection.operand import exchanged
 from bnnft.nn import BinaryActivation
-from bnnft.operand_flips import exchanged
 
 Target = Literal["weights", "activations", "both"]
 

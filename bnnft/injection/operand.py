@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bnnft.operands import Operand, OperandTracking, middles
+from bnnft.injection.operands import Operand, OperandTracking, middles
 
 # flat indices of a parameter's wrong bits, or what draws them once the bits are known: from a tensor of their signs
 Flips = Tensor | Callable[[Tensor], Tensor]
@@ -21,7 +21,8 @@ class OperandFlips(OperandTracking):
 
     Args:
         model: the module that is to run.
-        flips: where the operands are, from :class:`bnnft.operands.OperandWatch`, each with its parameter's wrong bits.
+        flips: where the operands are, from :class:`bnnft.injection.operands.OperandWatch`, each with its parameter's
+            wrong bits.
         exact: let the gradient of a turned value change sign; else it passes as if nothing was turned.
     """
 
@@ -57,7 +58,7 @@ def exchanged(values: Tensor, indices: Tensor, middle: Tensor, exact: bool = Fal
     Args:
         values: any shape.
         indices: flat, distinct.
-        middle: between the two values, from :func:`bnnft.operands.middles`.
+        middle: between the two values, from :func:`bnnft.injection.operands.middles`.
         exact: let the gradient of an exchanged value change sign; else it passes as if nothing was exchanged.
     """
     twice = (2 * middle).expand_as(values).reshape(-1)[indices]

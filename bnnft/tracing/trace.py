@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from bnnft.tracking import Place, Tracking, tensors
+from bnnft.tracing.tracking import Place, Tracking, tensors
 
 
 class Node(NamedTuple):

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from bnnft import binarized_weights
+from bnnft.injection.sites import find_sites
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
-from bnnft.sites import find_sites
 
 
 class Block(nn.Module):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnnft.chains import Calls, Chain, Observation
-from bnnft.tracking import Place, Tracking
+from bnnft.tracing.blocks import Block, Calls, Observation
+from bnnft.tracing.tracking import Place, Tracking
 
 
 def thresholds(norm: Any) -> Tensor:
@@ -43,24 +43,24 @@ def thresholds(norm: Any) -> Tensor:
 
 @contextmanager
 def watch(
-    model: nn.Module, chains: Sequence[Chain], graph: bool = False, outputs: bool = True
+    model: nn.Module, chains: Sequence[Block], graph: bool = False, outputs: bool = True
 ) -> Iterator[dict[str, Observation]]:
     """Collect what the layers of these chains compute in every forward inside the context.
 
     Args:
         model: the module that the chains' names belong to.
-        chains: from :func:`bnnft.chains.find_chains`.
+        chains: from :func:`bnnft.tracing.blocks.find_blocks`.
         graph: keep the outputs attached to the autograd graph, and let them require gradients.
         outputs: collect the outputs too, and not the pre-activations alone.
 
     Yields:
-        For each chain's layer its :class:`bnnft.chains.Observation`, filled as the model runs.
+        For each chain's layer its :class:`bnnft.tracing.blocks.Observation`, filled as the model runs.
 
     Example:
         >>> import torch
         >>> from bnnft.nn import BinaryActivation, BinaryLinear
         >>> model = torch.nn.Sequential(BinaryLinear(4, 3), torch.nn.BatchNorm1d(3), BinaryActivation())
-        >>> with watch(model.eval(), [Chain("0", norm="1", activation="2")]) as seen:
+        >>> with watch(model.eval(), [Block("0", norm="1", activation="2")]) as seen:
         ...     _ = model(torch.ones(5, 4))
         >>> seen["0"].preactivations[0].shape, seen["0"].outputs[0].shape
         (torch.Size([5, 3]), torch.Size([5, 3]))
@@ -114,7 +114,7 @@ def _kept(into: list[Tensor], graph: bool, result: Tensor) -> Tensor:
 
 
 @contextmanager
-def changed_outputs(model: nn.Module, chain: Chain, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def changed_outputs(model: nn.Module, chain: Block, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Run a model with the binary neurons of one layer changed by a function."""
     if chain.place is not None:
         with Interception(model, {chain.place: change}):

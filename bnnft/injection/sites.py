@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bnnft.ber.per_layer import matches
+from bnnft.injection.operands import Operand, OperandWatch
 from bnnft.nn import BinaryConv2d, BinaryLinear
-from bnnft.operands import Operand, OperandWatch
 
 # What selects weights: patterns of names, or a function of name and parameter.
 Weights = Sequence[str] | Callable[[str, nn.Parameter], bool]

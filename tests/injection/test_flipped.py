@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnnft import flipped, injection, turning
+import bnnft.injection.flipped as injection
+from bnnft import flipped
 from bnnft.ber import Asymmetric, Independent, Key
-from bnnft.injection import TurnedBits, draw_flips, turn_signs
+from bnnft.injection import latent
+from bnnft.injection.flipped import TurnedBits, draw_flips, turn_signs
+from bnnft.injection.sites import Site, find_sites
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
-from bnnft.sites import Site, find_sites
 
 INTEGERS = {
     torch.float16: torch.int16,
@@ -389,7 +391,7 @@ def interrupt_turn(monkeypatch, number, when):
         if (count, when) == (number, "after"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(turning, "turn_signs", turn)
+    monkeypatch.setattr(latent, "turn_signs", turn)
 
 
 every_interrupt = pytest.mark.parametrize(
@@ -429,7 +431,7 @@ def interrupted_at(line, function):
 
     def trace(frame, event, argument):
         nonlocal count
-        if frame.f_code.co_filename not in (injection.__file__, turning.__file__):
+        if frame.f_code.co_filename not in (injection.__file__, latent.__file__):
             return None
         count += event == "line"
         if count == line and event == "line":
@@ -584,7 +586,7 @@ def test_flipped_restores_all_when_its_own_restore_is_interrupted(monkeypatch, c
             raise KeyboardInterrupt
         turn_signs(values, indices)
 
-    monkeypatch.setattr(turning, "turn_signs", turn)
+    monkeypatch.setattr(latent, "turn_signs", turn)
     with pytest.raises(KeyboardInterrupt), flipped(model, 0.5):
         pass
     assert equal(model, before)

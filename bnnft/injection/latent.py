@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from bnnft.sharding import local_part
-from bnnft.sites import Site
+from bnnft.injection.sites import Site
+from bnnft.tracing.sharding import local_part
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

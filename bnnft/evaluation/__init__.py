@@ -1,0 +1,1 @@
+"""Accuracy over bit error rate."""

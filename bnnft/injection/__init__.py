@@ -1,0 +1,1 @@
+"""Find stored bits, flip them, prove the flips, and restore."""
