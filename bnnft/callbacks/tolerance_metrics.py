@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric, MetricCollection
 
 from bnnft.callbacks.training_loss import training_loss
-from bnnft.injection.operands import OperandWatch
-from bnnft.injection.sites import Site, Weights, binarized_weights, no_sites, watched_sites
+from bnnft.injection.finder import Finder
+from bnnft.injection.sites import Site, Weights, binarized_weights, no_sites
 from bnnft.loggers import log_histograms, log_merged, log_neurons, short_names
 from bnnft.metrics import ClassMargin, Histogram, ImportanceVariance, Margin, neuron_importance
 from bnnft.tracing.blocks import Block, Observation, find_blocks
@@ -74,7 +74,7 @@ class ToleranceMetrics(Callback):
         self._named: list[Block] = []
         self._collections: dict[str, MetricCollection] = {}
         self._trace: Trace | None = None
-        self._operands: OperandWatch | None = None
+        self._operands: Finder | None = None
         self._watch: AbstractContextManager[dict[str, Observation]] | None = None
         self._seen: dict[str, Observation] = {}
         self._batches = 0
@@ -149,9 +149,9 @@ class ToleranceMetrics(Callback):
     def _open(self, pl_module: LightningModule) -> None:
         if not self._active:
             return
-        scaled = any(site.operand is not None and site.operand.scale is not None for site in self._sites.values())
+        scaled = any(site.scale is not None for site in self._sites.values())
         if not self._chains or (scaled and not self._batches):  # scales move with the weights: anew in each epoch
-            self._operands = OperandWatch(pl_module)
+            self._operands = Finder(pl_module, self.weights)
             self._operands.__enter__()
         if not self._chains:
             self._trace = Trace(pl_module)
@@ -171,7 +171,7 @@ class ToleranceMetrics(Callback):
         trace, operands = self._trace, self._operands
         self._close()
         if operands is not None:
-            self._sites = {site.layer: site for site in watched_sites(pl_module, operands, self.weights)}
+            self._sites = {site.layer: site for site in operands.sites()}
         if trace is not None:
             self._learn(pl_module, trace)
         if not self._collections:
@@ -235,7 +235,7 @@ class ToleranceMetrics(Callback):
         if chain.reason:
             return []
         threshold = 0.0 if chain.norm is None else thresholds(pl_module.get_submodule(chain.norm))
-        scale = None if site.operand is None else site.operand.scale
+        scale = site.scale
         if scale is not None:
             # a flip moves the pre-activation by twice the layer's scale: in units of the scale it is what it is without
             values = [value / scale.view(-1, *[1] * (value.dim() - 2)) for value in values]

@@ -1,7 +1,7 @@
 """Accuracy over bit error rate, measured: fault maps at several rates, in one pass over the data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -13,11 +13,10 @@ from torch.utils._pytree import tree_map_only
 
 from bnnft.ber import ErrorModel, Independent, Key, at_rate, check_layers, has_field
 from bnnft.evaluation.curve import BERCurve
-from bnnft.injection.activation import ActivationFlips, Target, checked_target, find_activations
-from bnnft.injection.flipped import TurnedBits, draw_flips, is_none
-from bnnft.injection.operand import Flips
-from bnnft.injection.operands import OperandWatch
-from bnnft.injection.sites import Site, Weights, binarized_weights, no_sites, watched_sites
+from bnnft.injection.activation import Target, checked_target
+from bnnft.injection.flipped import How, Injection, draw_flips, is_none
+from bnnft.injection.operand import Drawn
+from bnnft.injection.sites import Weights
 
 
 def error_models(rates: Sequence[float], error_model: ErrorModel | None = None, axis: str = "rate") -> list[ErrorModel]:
@@ -76,16 +75,15 @@ class AccuracyMeter:
         weights: Weights | None = None,
         target: Target = "weights",
         activations: Sequence[str] | None = None,
+        how: How = "auto",
     ) -> None:
         checked_maps(maps)
         checked_target(target)
         Key(seed)  # raises if the seed is none
         self.model, self.models, self.seed, self.weights, self.target = model, models, seed, weights, target
-        if target != "activations":
-            binarized_weights(model, weights)  # raises for a pattern that matches nothing
-        self.activations = [] if target == "weights" else find_activations(model, activations)
-        self.sites: list[Site] = []
-        self.flips: list[list[dict[str, Flips]]] = []
+        self.injection = Injection(model, weights, how, target, activations)
+        self.activations = self.injection.neurons
+        self.flips: list[list[dict[str, Drawn]]] = []
         self._repeats: list[list[bool]] = []  # of each map, whether it is equal to the first of its point
         device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
         self.right = torch.zeros(len(models), maps, dtype=torch.int64, device=device)
@@ -119,22 +117,23 @@ class AccuracyMeter:
 
     def _draw(self, forward: Callable[[], Any]) -> None:
         if self.target != "activations":
-            self.sites = evaluation_sites(self.model, self.weights, forward)
+            with self.injection.finder:
+                forward()
+            self.injection.learn()
+            self.injection.finder.settle()
         for error_model in self.models:
-            check_layers(error_model, [*(site.name for site in self.sites), *self.activations])
+            check_layers(error_model, [*(site.name for site in self.injection.sites), *self.activations])
         draws = range(self.right.shape[1])
-        self.flips = [[draw_flips(self.sites, each, Key(self.seed, draw)) for draw in draws] for each in self.models]
+        self.flips = [[draw_flips(self.injection.sites, each, Key(self.seed, draw)) for draw in draws] for each in self.models]
         self._repeats = [
             [draw > 0 and not self.activations and _equal(flips, maps[0]) for draw, flips in enumerate(maps)]
             for maps in self.flips
         ]
 
-    def _under(self, flips: Mapping[str, Flips], model: ErrorModel, draw: int, correct: Callable[[], Tensor]) -> Tensor:
+    def _under(self, flips: Mapping[str, Drawn], model: ErrorModel, draw: int, correct: Callable[[], Tensor]) -> Tensor:
         """Return how many answers are right under one map."""
         key = Key(self.seed, draw).part(self._batches)
-        with ExitStack() as stack:
-            stack.enter_context(ActivationFlips(self.model, self.activations, model, key))
-            stack.callback(TurnedBits(self.sites, flips, model=self.model).restore)
+        with self.injection.under(flips, model, key):
             return correct().sum()
 
     def curve(self, rates: Sequence[float], axis: str = "rate") -> BERCurve:
@@ -149,27 +148,9 @@ class AccuracyMeter:
         return BERCurve(tuple(map(float, rates)), accuracy, int(self.clean_right) / int(self.total), axis)
 
 
-def _equal(flips: Mapping[str, Flips], other: Mapping[str, Flips]) -> bool:
+def _equal(flips: Mapping[str, Drawn], other: Mapping[str, Drawn]) -> bool:
     pairs = [(flips[name], other[name]) for name in flips]
     return all(isinstance(one, Tensor) and isinstance(two, Tensor) and torch.equal(one, two) for one, two in pairs)
-
-
-def evaluation_sites(model: nn.Module, weights: Weights | None, forward: Callable[[], Any]) -> list[Site]:
-    """Return the binarized weights of a model, also of layers that nobody knows, by watching one forward.
-
-    Weights of the latter get their flips in the operand: that is exact whatever the layer does.
-
-    Raises:
-        ValueError: there are none.
-    """
-    binarized_weights(model, weights)  # raises for a pattern that matches nothing
-    watch = OperandWatch(model)
-    with watch:
-        forward()
-    sites = watched_sites(model, watch, weights)
-    if not sites:
-        raise no_sites(model)
-    return [site._replace(in_operand=not site.known and site.operand is not None) for site in sites]
 
 
 def checked_maps(maps: int) -> None:
@@ -208,6 +189,7 @@ def accuracy_over_ber(
     weights: Weights | None = None,
     target: Target = "weights",
     activations: Sequence[str] | None = None,
+    how: How = "auto",
     correct: Callable[[nn.Module, Any], Tensor] = classified_correctly,
 ) -> BERCurve:
     """Measure a classifier's accuracy over bit error rates, in eval mode and one pass over the data.
@@ -241,7 +223,7 @@ def accuracy_over_ber(
         (1.0, True)
     """
     models = error_models(rates, error_model, axis)
-    meter = AccuracyMeter(model, models, maps, seed, weights, target, activations)
+    meter = AccuracyMeter(model, models, maps, seed, weights, target, activations, how)
     device = meter.total.device
     # a loader draws from torch's generator when its iteration starts
     with _in_eval_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):

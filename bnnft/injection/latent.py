@@ -144,3 +144,32 @@ class _Zeros:
 def _version(weight: Tensor) -> int:
     """Return a number that moves with every write; weights made in inference mode have none."""
     return -1 if weight.is_inference() else weight._version
+
+
+class LatentFlips:
+    """Stand-in."""
+
+    def __init__(self, model, sites, flips, *, exact=False, check=False):  # type: ignore[no-untyped-def]
+        self._w = [TurnedWeight(site, flips[site.name]) for site in sites]
+        self._exact = exact
+        self._h = []
+        self._flips = flips
+
+    def __enter__(self):  # type: ignore[no-untyped-def]
+        for w in self._w:
+            w.turn()
+            if self._exact and w.site.weight.requires_grad:
+                def hook(g, i=self._flips[w.site.name]):
+                    g = g.clone()
+                    turn_signs(g, i)
+                    return g
+                self._h.append(w.site.weight.register_hook(hook))
+        return self
+
+    def __exit__(self, *e):  # type: ignore[no-untyped-def]
+        for h in self._h:
+            h.remove()
+        faults = [f for w in self._w if (f := w.turn_back())]
+        self._w = []
+        if faults:
+            raise RuntimeError("; ".join(faults))

@@ -1,71 +1,185 @@
-"""Turn bits where they are used: in the operand of a linear map or convolution, not in the latent weight."""
+"""Flip bits where they are made: in the tensors of two values that come of a parameter, in every use of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from bnnft.injection.operands import Operand, OperandTracking, middles
+from bnnft.injection.finder import Finder, Mark
+from bnnft.injection.sites import Weights
+from bnnft.tracing.binary import TwoValues, differs_at_once, sides_of, two_values
+from bnnft.tracing.elements import Elements
+from bnnft.tracing.provenance import Origin
 
-# flat indices of a parameter's wrong bits, or what draws them once the bits are known: from a tensor of their signs
-Flips = Tensor | Callable[[Tensor], Tensor]
+# flat indices of a site's wrong bits, or what draws them once the bits are known: from a tensor of their signs
+Drawn = Tensor | Callable[[Tensor], Tensor]
 
 
-class OperandFlips(OperandTracking):
-    """Exchanges the two values of binary operands at the drawn bits, while active.
+class _Exchange(torch.autograd.Function):
+    """The other of two values at some places; the gradient passes as if nothing was exchanged."""
 
-    Exact for any binarizer, also where the sign of the latent weight is not the bit: centred, two-valued, stochastic.
-    It writes to no parameter, so there is nothing to restore.
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, places: Tensor, middle: Tensor) -> Tensor:
+        return exchange(values.clone(), places, middle)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return gradients[0], None, None
+
+
+class _TurnGradient(torch.autograd.Function):
+    """The identity, through which the gradient at some places changes sign."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (places,) = ctx.saved_tensors
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        return exchange(gradient, places, gradient.new_zeros(())), None
+
+
+def exchange(values: Tensor, places: Tensor, middle: Tensor) -> Tensor:
+    """Exchange two values in place at flat places, given what is in their middle, and return them."""
+    middles = middle if middle.numel() == 1 else middle.expand_as(values).take(places)
+    values.put_(places, 2 * middles.reshape(-1) - values.take(places))
+    return values
+
+
+def exchanged(values: Tensor, places: Tensor, middle: Tensor, exact: bool = False) -> Tensor:
+    """Return two values exchanged at flat places, given what is in their middle; the gradient passes, or is turned."""
+    if exact:
+        values = _TurnGradient.apply(values, places)
+    result: Tensor = _Exchange.apply(values, places, middle)
+    return result
+
+
+class OperandFlips(Finder):
+    """Flips the bits of sites where they are made, while active; writes to no parameter.
+
+    It also keeps looking: what it does not know yet is found in the forward in which it first runs.
 
     Args:
         model: the module that is to run.
-        flips: where the operands are, from :class:`bnnft.injection.operands.OperandWatch`, each with its parameter's
-            wrong bits.
-        exact: let the gradient of a turned value change sign; else it passes as if nothing was turned.
+        weights: patterns or a function; then only what they select is found.
+        biases: find binary biases too.
+        exact: let the gradient of a flipped bit change sign; else it passes as if nothing was flipped.
+
+    Attributes:
+        flips: for each site's name the flat indices of the bits that read wrong.
+        elsewhere: names of sites that need no flips from here.
+        draw: returns the flips of a parameter that is found while active, by its name; without it the forward in which
+            that is stays clean.
     """
 
-    def __init__(self, model: nn.Module, flips: Sequence[tuple[Operand, Flips]], exact: bool = False) -> None:
-        super().__init__(model)
-        self._places = {(operand.module, operand.number): (operand, indices) for operand, indices in flips}
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Weights | None = None,
+        biases: bool = False,
+        exact: bool = False,
+    ) -> None:
+        super().__init__(model, weights, biases)
+        self.flips: Mapping[str, Drawn] = {}
+        self.elsewhere: frozenset[str] = frozenset()
+        self.draw: Callable[[str], Drawn] | None = None
         self._exact = exact
 
-    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run the operation on turned operands."""
-        turned = {}
-        for place, tensor in self.placed(func, args, kwargs):
-            if place in self._places:
-                turned[id(tensor)] = self._turn(tensor, *self._places[place])
-        if turned:
-            args, kwargs = tree_map_only(Tensor, lambda tensor: turned.get(id(tensor), tensor), (args, kwargs))
-        return func(*args, **kwargs)
+    def flipped(self, result: Tensor, elements: Elements, mark: Mark, found: TwoValues) -> Tensor:
+        """Exchange the two values of what was just made at the drawn bits."""
+        owners = [owner for owner in mark.owners if owner in self.flips and owner not in self.stored]
+        bits = self.bits[mark]
+        if not owners or bits.feeds is False or not (self.in_forward or bits.feeds):
+            return result
+        with torch._C.DisableTorchFunction():
+            for owner in owners:
+                places = self._places(owner, result, elements, found)
+                result = self._exchanged(result, places, found.middle)
+            if bits.sides is not None:
+                self.bits[mark] = bits._replace(sides=sides_of(result, found))
+        return result
 
-    def _turn(self, values: Tensor, operand: Operand, flips: Flips) -> Tensor:
-        middle = middles(values.detach(), operand.symmetric)
+    def read(self, parameter: str, values: Tensor, operation: str) -> Tensor:
+        """Exchange the two values of a parameter that holds the bits itself, in what is read of it."""
+        if parameter not in self.stored or parameter not in self.flips or not self.in_forward or differs_at_once(values):
+            return values
+        elements, found = self.elements(values), two_values(values)
+        if elements is None or found is None:
+            return values
+        with torch._C.DisableTorchFunction():
+            places = self._places(parameter, values, elements, found)
+            result: Tensor = _Exchange.apply(values, places, found.middle)
+            self._elements[self._layout(result)] = elements
+            self._keep(result, Origin(frozenset([parameter]), frozenset([parameter])))
+        return self._with_gradient(result, places) if self._exact else result
+
+    def used(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> Tensor:
+        """Look at what the batch is combined with; flip what was not known before, and change the gradient's signs."""
+        known = set(self.uses)
+        super().used(operand, operation, first, origin)
+        if self.draw is not None and (found := set(self.uses) - known - set(self.flips) - self.elsewhere):
+            operand = self._first_use(operand, found)
+        elif self._exact and origin.marks:
+            operand = self._turned_gradient(operand, origin)
+        return operand
+
+    def _first_use(self, operand: Tensor, found: set[str]) -> Tensor:
+        """Flip bits in an operand whose parameter was not known when they were made."""
+        assert self.draw is not None
+        values, elements = two_values(operand, one_is_enough=True), self.elements(operand)
+        for owner in found:
+            self.flips = {**self.flips, owner: self.draw(owner)}
+            if self.uses[owner].stored:
+                self.stored |= {owner}
+            if values is not None and elements is not None:
+                with torch._C.DisableTorchFunction():
+                    operand = self._exchanged(operand, self._places(owner, operand, elements, values), values.middle)
+        return operand
+
+    def _places(self, owner: str, values: Tensor, elements: Elements, found: TwoValues) -> Tensor:
+        """Return the flat places of a parameter's wrong bits in a tensor that holds some or all of them."""
+        flips = self.flips[owner]
         if not isinstance(flips, Tensor):
-            bits = values.detach() - middle
-            flips = flips(bits.t() if operand.transposed else bits)
-        if operand.transposed:
-            columns, rows = values.shape
-            flips = flips % columns * rows + flips.div(columns, rounding_mode="floor")
-        return exchanged(values, flips, middle, self._exact)
+            flips = flips(self._whole(owner, values.detach() - found.middle, elements))
+        return elements.positions(self, owner, flips, values.numel())
 
+    def _whole(self, owner: str, bits: Tensor, elements: Elements) -> Tensor:
+        """Return the bits of a parameter, by their signs, in its own order; 1 where a tensor does not hold them."""
+        parameter = self.parameters[owner]
+        if elements == Elements(owner) and bits.numel() == parameter.numel():
+            return bits.reshape(parameter.shape)
+        whole = bits.new_ones(sum(each.numel() for each in self.parameters.values()))
+        whole[elements.places(self, bits.shape, bits.device).reshape(-1)] = bits.reshape(-1)
+        first = int(Elements(owner).places(self, torch.Size([1]), bits.device))
+        return whole[first : first + parameter.numel()].view(parameter.shape)
 
-def exchanged(values: Tensor, indices: Tensor, middle: Tensor, exact: bool = False) -> Tensor:
-    """Return two-valued numbers with the two values exchanged at flat indices.
+    @staticmethod
+    def _exchanged(values: Tensor, places: Tensor, middle: Tensor) -> Tensor:
+        if not places.numel():
+            return values
+        if values.requires_grad:
+            exchanged: Tensor = _Exchange.apply(values, places, middle)
+            return exchanged
+        return exchange(values.clone() if values.is_inference() else values, places, middle)
 
-    Args:
-        values: any shape.
-        indices: flat, distinct.
-        middle: between the two values, from :func:`bnnft.injection.operands.middles`.
-        exact: let the gradient of an exchanged value change sign; else it passes as if nothing was exchanged.
-    """
-    twice = (2 * middle).expand_as(values).reshape(-1)[indices]
-    if exact:
-        signs, shift = torch.ones(values.numel()).to(values), torch.zeros(values.numel()).to(values)
-        signs[indices], shift[indices] = -1, twice
-        return values * signs.view_as(values) + shift.view_as(values)
-    change = torch.zeros(values.numel()).to(values.detach())
-    change[indices] = twice - 2 * values.detach().reshape(-1)[indices]
-    return values + change.view_as(values)
+    def _turned_gradient(self, operand: Tensor, origin: Origin) -> Tensor:
+        elements = self.elements(operand)
+        for owner in {owner for mark in origin.marks for owner in mark.owners} & set(self.flips):
+            flips = self.flips[owner]
+            if not operand.requires_grad or elements is None or not isinstance(flips, Tensor):
+                raise RuntimeError(
+                    f"gradient='exact' can't reach the bits of {owner}, which {self.place or 'the model'} hides from "
+                    "autograd: use gradient='straight_through'"
+                )
+            operand = self._with_gradient(operand, elements.positions(self, owner, flips, operand.numel()))
+        return operand
+
+    @staticmethod
+    def _with_gradient(operand: Tensor, places: Tensor) -> Tensor:
+        result: Tensor = _TurnGradient.apply(operand, places)
+        return result
+

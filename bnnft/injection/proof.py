@@ -1,50 +1,104 @@
-"""Check bit by bit that a model computed with exactly the drawn flips."""
+"""Check bit by bit that a model computes with exactly the drawn flips, until there is enough evidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bnnft.injection.operand import Flips
-from bnnft.injection.operands import OperandWatch
 from bnnft.injection.sites import Site
+from bnnft.tracing.binary import TwoValues, same_sides, sides_of
+from bnnft.tracing.elements import Elements
 from bnnft.tracing.sharding import whole
 
+if TYPE_CHECKING:
+    from bnnft.injection.finder import Bits, Finder
+    from bnnft.injection.operand import Drawn
 
-def stored_signs(sites: Sequence[Site]) -> dict[str, Tensor]:
-    """Return the signs that layers make of their clean latent weights, int8 and flat, by the sites' names."""
-    signs = {}
-    for site in sites:
-        flat = whole(site.weight).reshape(-1)
-        signs[site.name] = flat.signbit().to(torch.int8).mul_(-2).add_(1)
-        if site.zero is not None:
-            signs[site.name][flat == 0] = site.zero
-    return signs
+_ENOUGH = 100  # flips of a site that were seen
+_GROWN = 4  # times the share of flipped bits that was proven
 
 
-def find_faults(
-    sites: Sequence[Site], watch: OperandWatch, clean: Mapping[str, Tensor], flips: Mapping[str, Flips]
-) -> dict[str, str]:
-    """Return for each site whose operand shows other flips than were drawn what is wrong.
+class Proof:
+    """What is proven of each site, over as many batches as it takes.
 
-    Args:
-        sites: whose latent weights were turned.
-        watch: of the batch, before the bits are put back.
-        clean: from :func:`stored_signs`, before the bits were turned.
-        flips: the drawn flat indices.
+    A site is proven when 100 of its flips were seen, or as many as it has bits, and anew where four times the share of
+    its bits is flipped. Every use in a watched batch must show the drawn flips and no others.
     """
-    seen = {id(watch.parameters[name]): operand.signs for name, operand in watch.operands().items()}
-    faults = {}
-    for site in sites:
-        if site.in_operand or id(site.weight) not in seen:
-            continue
-        before, after = clean[site.name], seen[id(site.weight)]
-        drawn = torch.zeros_like(before, dtype=torch.bool)
-        indices = flips[site.name]
-        assert isinstance(indices, Tensor)  # drawn, since they are in the latent weight
-        drawn[indices] = True
-        turned, bits = after != before, (after != 0) & (before != 0)
-        missed, extra = int((drawn & ~turned & bits).sum()), int((~drawn & turned & bits).sum())
-        if missed or extra:
-            faults[site.name] = f"{site.name}: {missed} of {int(drawn.sum())} drawn bits missed, {extra} others turned"
-    return faults
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+        self._share: dict[str, float] = {}
+        self._drawn: dict[str, Tensor] = {}  # of the watched batch, by the parameter's first name
+        self._clean: dict[str, Tensor] = {}  # signs that the latents have, of sites that are flipped by them
+        self._names: dict[str, str] = {}
+        self._shown: set[str] = set()
+        self.faults: dict[str, str] = {}
+
+    def due(self, site: Site, flips: "Drawn") -> bool:
+        """Return whether these flips of a site are to be watched."""
+        if not isinstance(flips, Tensor):
+            return self._seen.get(site.name, 0) < _ENOUGH
+        count, bits = flips.numel(), site.weight.numel()
+        enough = self._seen.get(site.name, 0) >= min(_ENOUGH, bits)
+        grown = count > _GROWN * self._share.get(site.name, 0.0) * bits and count >= 10
+        return count > 0 and (not enough or grown)
+
+    def expect(self, sites: Iterable[Site], flips: Mapping[str, "Drawn"], names: Mapping[str, str]) -> None:
+        """Watch the next batch, with these flips; ``names`` maps the sites' to the parameters' first names."""
+        self._drawn, self._clean, self._shown, self.faults = {}, {}, set(), {}
+        for site in sites:
+            drawn, name = flips[site.name], names[site.name]
+            self._names[name] = site.name
+            if isinstance(drawn, Tensor):
+                self._drawn[name] = drawn
+                if site.where in ("layer", "latent"):
+                    self._clean[name] = _stored_signs(site)
+
+    def check(self, finder: "Finder", owner: str, operand: Tensor, found: TwoValues | None, bits: "Bits | None") -> None:
+        """Compare an operand that was made of a parameter's bits with what was drawn for it."""
+        if owner not in self._names or found is None:
+            return
+        name, sides = self._names[owner], sides_of(operand, found)
+        if owner in self._clean:
+            flat = self._clean[owner].clone()
+            flat[self._drawn[owner]] *= -1
+            expected = finder.at(operand, flat.view(finder.parameters[owner].shape), Elements(owner))
+            wrong = None if expected is None else sides * expected < 0
+            if wrong is not None and bool(wrong.any()):
+                drawn = torch.zeros_like(flat, dtype=torch.bool)
+                drawn[self._drawn[owner]] = True
+                at = finder.at(operand, drawn.to(torch.int8).view(finder.parameters[owner].shape), Elements(owner))
+                assert at is not None
+                missed = int((wrong & (at > 0)).sum())
+                self.faults[name] = (
+                    f"{name}: {missed} of {int(at.sum())} drawn bits missed, {int(wrong.sum()) - missed} others flipped"
+                )
+        elif bits is not None and bits.sides is not None:
+            expected = finder.at(operand, bits.sides, bits.elements)
+            if expected is not None and not same_sides(sides, expected):
+                self.faults[name] = f"{name}: the batch met other bits than those that were made with the drawn flips"
+        self._shown.add(name)
+
+    def conclude(self, sites: Iterable[Site]) -> None:
+        """Count what the watched batch has shown of each site."""
+        first = {name: owner for owner, name in self._names.items()}
+        for site in sites:
+            drawn = self._drawn.get(first.get(site.name, ""))
+            if site.name in self._shown and site.name not in self.faults:
+                count = _ENOUGH if drawn is None else drawn.numel()
+                self._seen[site.name] = self._seen.get(site.name, 0) + count
+                share = 1.0 if drawn is None else count / max(site.weight.numel(), 1)
+                self._share[site.name] = max(self._share.get(site.name, 0.0), share)
+            elif site.name in self.faults:
+                self._seen.pop(site.name, None)
+        self._drawn, self._clean = {}, {}
+
+
+def _stored_signs(site: Site) -> Tensor:
+    """Return the signs that a layer makes of its clean latent weight, int8 and flat."""
+    flat = whole(site.weight).reshape(-1)
+    signs = flat.signbit().to(torch.int8).mul_(-2).add_(1)
+    if site.zero is not None:
+        signs[flat == 0] = site.zero
+    return signs

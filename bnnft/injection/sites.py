@@ -1,55 +1,60 @@
-"""Which parameters of a model hold stored bits."""
+"""Which parameters of a model hold stored bits: by what is known of a layer, by names, and by watching what it computes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from bnnft.ber.per_layer import matches
-from bnnft.injection.operands import Operand, OperandWatch
 from bnnft.nn import BinaryConv2d, BinaryLinear
 
 # What selects weights: patterns of names, or a function of name and parameter.
 Weights = Sequence[str] | Callable[[str, nn.Parameter], bool]
 
+# Where the bits of a site are flipped: by the layer that makes them, in the tensor that is made of the parameter, where
+# a parameter that holds the bits itself is read, or in the latent weight.
+Where = Literal["layer", "made", "stored", "latent"]
+
 
 class Site(NamedTuple):
-    """One parameter whose sign bits are stored bits.
+    """One parameter that holds stored bits.
 
     Attributes:
         name: the parameter's qualified name.
-        weight: the latent weight.
+        weight: the parameter.
         position: its place among all parameters of the model; part of the key of its random bits, so that a
             weight gets the same flips whichever others are selected with it.
+        where: its bits are flipped.
         known: its layer is known to make its bits of the latent's signs.
         zero: the sign that the layer makes of a latent of exactly 0; ``None`` where its sign bit is the bit.
-        operand: where the model computes with it, if it was watched.
-        in_operand: turn the bits there, and not in the latent weight.
+        layer: the qualified name of the module that computes with it.
+        fan_in: number of weights of one output neuron.
+        scale: half the distance of the two values for each output neuron, ``None`` if it is 1 for all: a flip moves a
+            neuron by twice that.
+        like_latent: the bits were seen to be the latent's signs; ``None`` if nobody looked.
     """
 
     name: str
     weight: nn.Parameter
     position: int
+    where: Where = "made"
     known: bool = False
     zero: int | None = None
-    operand: Operand | None = None
-    in_operand: bool = False
-
-    @property
-    def layer(self) -> str:
-        """The qualified name of the module that computes with the weight."""
-        return self.name.rpartition(".")[0] if self.operand is None else self.operand.module
-
-    @property
-    def fan_in(self) -> int:
-        """Number of weights of one output neuron."""
-        return self.weight.numel() // len(self.weight) if self.operand is None else self.operand.fan_in
+    layer: str = ""
+    fan_in: int = 0
+    scale: Tensor | None = None
+    like_latent: bool | None = None
 
 
 # What a rule returns: attributes of a module that hold binarized latent weights, and what its layer makes of zeros.
 _Latents = Mapping[str, int | None]
+
+
+def flips_by_itself(module: nn.Module) -> bool:
+    """Return whether a module is a layer of ours that flips the bits that it makes."""
+    own = (BinaryLinear, BinaryConv2d)
+    return isinstance(module, own) and type(module).forward in [kind.forward for kind in own]
 
 
 def _own_layers(module: nn.Module) -> _Latents:
@@ -81,6 +86,7 @@ class _Known(NamedTuple):
     name: str
     weight: nn.Parameter
     zero: int | None
+    where: Where
 
 
 def _known(model: nn.Module) -> Iterator[_Known]:
@@ -89,7 +95,8 @@ def _known(model: nn.Module) -> Iterator[_Known]:
             for attribute, zero in rule(module).items():
                 weight = getattr(module, attribute)
                 if isinstance(weight, nn.Parameter):
-                    yield _Known(f"{prefix}.{attribute}" if prefix else attribute, weight, zero)
+                    where: Where = "layer" if flips_by_itself(module) else "made"
+                    yield _Known(f"{prefix}.{attribute}" if prefix else attribute, weight, zero, where)
 
 
 def binarized_weights(model: nn.Module, weights: Weights | None = None) -> dict[str, nn.Parameter]:
@@ -114,7 +121,7 @@ def binarized_weights(model: nn.Module, weights: Weights | None = None) -> dict[
         >>> list(binarized_weights(model)), list(binarized_weights(model, ["2", "3.weight"]))
         (['0.weight', '2.weight'], ['2.weight', '3.weight'])
     """
-    known = {id(weight): name for name, weight, _ in reversed(list(_known(model)))}  # the first name of a tied weight
+    known = {id(weight): name for name, weight, _, _ in reversed(list(_known(model)))}  # the first name of a tied weight
     chosen = set(known)
     if callable(weights):
         chosen = {id(weight) for name, weight in model.named_parameters() if weights(name, weight)}
@@ -134,7 +141,7 @@ def _patterns(weights: Sequence[str]) -> Sequence[str]:
 
 def _matches(model: nn.Module, pattern: str) -> set[int]:
     """Return the identities of the parameters that a pattern selects: known weights first, else any."""
-    known = [(name, weight) for name, weight, _ in _known(model)]
+    known = [(name, weight) for name, weight, _, _ in _known(model)]
     found = {id(weight) for name, weight in known if matches(name, pattern)}
     everything = model.named_parameters(remove_duplicate=False)
     found = found or {id(w) for name, w in everything if fnmatchcase(name, pattern) and w.is_floating_point()}
@@ -148,18 +155,17 @@ def _matches(model: nn.Module, pattern: str) -> set[int]:
 
 def known_sites(model: nn.Module, weights: Weights | None = None) -> list[Site]:
     """Return the sites of :func:`binarized_weights`, none if there are none."""
-    return _sites(model, {id(weight): name for name, weight in binarized_weights(model, weights).items()}, {})
-
-
-def _sites(model: nn.Module, chosen: Mapping[int, str], operands: Mapping[str, Operand]) -> list[Site]:
-    """Return the sites of chosen parameters, given by their identities, with the names that they are to have."""
-    zeros = {id(known.weight): known.zero for known in _known(model)}
+    chosen = {id(weight): name for name, weight in binarized_weights(model, weights).items()}
+    known = {id(found.weight): found for found in reversed(list(_known(model)))}
     sites = []
-    for position, (name, weight) in enumerate(model.named_parameters()):
+    for position, weight in enumerate(model.parameters()):
         if id(weight) in chosen:
-            operand, known = operands.get(name), id(weight) in zeros
-            zero = zeros[id(weight)] if known else operand.zero if operand is not None else None
-            sites.append(Site(chosen[id(weight)], weight, position, known, zero, operand))
+            name, rule = chosen[id(weight)], known.get(id(weight))
+            site = Site(name, weight, position, layer=name.rpartition(".")[0])
+            site = site._replace(fan_in=weight.numel() // max(len(weight) if weight.dim() else 1, 1))
+            if rule is not None:
+                site = site._replace(known=True, zero=rule.zero, where=rule.where, like_latent=True)
+            sites.append(site)
     return sites
 
 
@@ -177,25 +183,25 @@ def find_sites(model: nn.Module, weights: Weights | None = None) -> list[Site]:
 
 def state_of(site: Site) -> dict[str, Any]:
     """Return what a checkpoint needs of a site, in plain types."""
-    state = {"name": site.name, "known": site.known, "zero": site.zero, "in_operand": site.in_operand}
-    return state | {"operand": None if site.operand is None else site.operand.state()}
+    fields = ("name", "known", "zero", "where", "layer", "fan_in", "like_latent")
+    return {field: getattr(site, field) for field in fields}
 
 
 def sites_of(model: nn.Module, states: Sequence[Mapping[str, Any]]) -> list[Site]:
-    """Return the sites of :func:`state_of` in a model, none if it has other parameters."""
-    parameters = dict(model.named_parameters())
-    positions = {name: position for position, name in enumerate(parameters)}
-    if not all(state["name"] in parameters for state in states):
-        return []
-    return [
-        Site(
-            operand=None if state["operand"] is None else Operand(**state["operand"]),
-            weight=parameters[state["name"]],
-            position=positions[state["name"]],
-            **{field: state[field] for field in ("name", "known", "zero", "in_operand")},
+    """Return the sites of :func:`state_of` in a model.
+
+    Raises:
+        ValueError: the model has no such parameter.
+    """
+    positions = {name: position for position, (name, _) in enumerate(model.named_parameters())}
+    lost = [state["name"] for state in states if state["name"] not in positions]
+    if lost:
+        raise ValueError(
+            f"the checkpoint has flips in {', '.join(lost)}, but {type(model).__name__} has no such parameters: "
+            "resume with the model that was trained"
         )
-        for state in states
-    ]
+    weights = dict(model.named_parameters())
+    return [Site(weight=weights[state["name"]], position=positions[state["name"]], **state) for state in states]
 
 
 def no_sites(model: nn.Module) -> ValueError:
@@ -204,56 +210,3 @@ def no_sites(model: nn.Module) -> ValueError:
         f"{type(model).__name__} has no binarized weights: none of its layers is known to be binarized. "
         "Use the layers of bnnft.nn, or name the latent weights with weights=['layer.weight', ...]"
     )
-
-
-def watched_sites(
-    model: nn.Module, watch: OperandWatch, weights: Weights | None = None, biases: bool = False
-) -> list[Site]:
-    """Return the sites of a model that was watched: known ones, and what else it computed with in binary.
-
-    Args:
-        model: the module that was watched.
-        watch: of one forward of it.
-        weights: patterns or a function; then only what they select.
-        biases: take binary parameters of one dimension too.
-    """
-    known = binarized_weights(model, weights)
-    operands = watch.operands()
-    chosen = {id(weight): name for name, weight in known.items()}
-    if weights is None:
-        for name in operands:
-            if watch.parameters[name].dim() > 1 or biases:
-                chosen.setdefault(id(watch.parameters[name]), name)
-    return _sites(model, chosen, operands)
-
-
-def find_binarized_weights(
-    model: nn.Module, *inputs: Tensor, weights: Weights | None = None, biases: bool = False
-) -> dict[str, nn.Parameter]:
-    """Return the binarized weights of any model, also of layers that nobody knows, by watching one forward.
-
-    Float weights are left out; a float layer whose weights all have one magnitude, as some initializers make them,
-    can't be told from a binary one.
-
-    Args:
-        model: any module; it runs once, in the mode it is in. Buffers and random streams are put back.
-        inputs: of the model.
-        weights: patterns or a function; then only what they select.
-        biases: report binary biases too.
-
-    Example:
-        >>> class Mine(nn.Linear):
-        ...     def forward(self, x):
-        ...         return nn.functional.linear(x, self.weight + (self.weight.sign() - self.weight).detach())
-        >>> model = nn.Sequential(Mine(16, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> list(find_binarized_weights(model, torch.ones(1, 16)))
-        ['0.weight']
-    """
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    watch = OperandWatch(model)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad(), watch:
-        model(*inputs)
-    for buffer, value in buffers:
-        buffer.data.copy_(value)
-    return {site.name: site.weight for site in watched_sites(model, watch, weights, biases)}

@@ -1,36 +1,62 @@
 """The sign function with a straight-through estimator."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Flips(NamedTuple):
+    """Which of the bits that are made read wrong.
+
+    Attributes:
+        places: flat indices of them (int64, distinct), or a mask in the shape of the values (bool), which keeps its
+            shape in a compiled graph.
+        exact: let the gradient of a flipped bit change sign; else it passes as if nothing was flipped.
+    """
+
+    places: Tensor
+    exact: bool = False
+
+    def apply(self, values: Tensor) -> Tensor:
+        """Return the values with the signs at the places changed; index lists change them in place."""
+        if self.places.dtype == torch.bool:
+            return torch.where(self.places, -values, values)
+        flat = values.view(-1)
+        return flat.index_copy_(0, self.places, flat.index_select(0, self.places).neg_()).view_as(values)
 
 
 class _StraightThroughSign(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(values: Tensor, clip: float | None) -> Tensor:
-        # copysign reads the sign bit alone, so that turning this bit turns the result for every float:
+    def forward(values: Tensor, clip: float | None, exact: tuple[bool, ...], *places: Tensor) -> Tensor:
+        # copysign reads the sign bit alone, so that flipping this bit flips the result for every float:
         # also for zeros, infinities and NaN. It is also a third of the cost of a comparison and a choice.
-        return torch.copysign(torch.ones((), dtype=values.dtype, device=values.device), values)
+        bits = torch.copysign(torch.ones((), dtype=values.dtype, device=values.device), values)
+        if places and not bits.is_contiguous():
+            bits = bits.contiguous()
+        for place in places:
+            bits = Flips(place).apply(bits)
+        return bits
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float | None], output: Tensor) -> None:
-        values, ctx.clip = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, ctx.clip, ctx.exact, *places = inputs
+        ctx.save_for_backward(*([values] if ctx.clip is not None else []), *places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (gradient,), saved = gradients, list(ctx.saved_tensors)
         if ctx.clip is not None:
-            ctx.save_for_backward(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        if ctx.clip is None:
-            return gradient, None
-        (values,) = ctx.saved_tensors
-        return gradient * (values.abs() <= ctx.clip), None
+            gradient = gradient * (saved.pop(0).abs() <= ctx.clip)
+        for exact, places in zip(ctx.exact, saved, strict=True):
+            if exact:
+                gradient = Flips(places).apply(gradient.clone(memory_format=torch.contiguous_format))
+        return gradient, None, None, *(None for _ in saved)
 
 
-def binarize(values: Tensor, clip: float | None = None) -> Tensor:
+def binarize(values: Tensor, clip: float | None = None, flips: tuple[Flips, ...] = ()) -> Tensor:
     """Map every value to the +1 or -1 of its sign bit; in backward the gradient passes straight through.
 
     +0.0 becomes +1 and -0.0 becomes -1, so that the sign bit of a latent weight *is* its stored bit.
@@ -39,6 +65,7 @@ def binarize(values: Tensor, clip: float | None = None) -> Tensor:
         values: latent weights or pre-activations, any shape and float type.
         clip: with a number, the gradient is zero where ``|values| > clip`` (the clipped straight-through
             estimator, usual for activations); with ``None`` it passes everywhere.
+        flips: of the bits, one after the other.
 
     Returns:
         A tensor of the same shape and type that holds -1 and +1 only.
@@ -53,6 +80,10 @@ def binarize(values: Tensor, clip: float | None = None) -> Tensor:
         >>> binarize(values, clip=1.0).sum().backward()
         >>> values.grad
         tensor([1., 0.])
+        >>> binarize(torch.tensor([-0.3, 2.0]), flips=(Flips(torch.tensor([1])),))
+        tensor([-1., -1.])
     """
-    result: Tensor = _StraightThroughSign.apply(values, clip)
+    result: Tensor = _StraightThroughSign.apply(
+        values, clip, tuple(each.exact for each in flips), *(each.places for each in flips)
+    )
     return result

@@ -1,15 +1,36 @@
 """Layers whose weights are one bit each, and the activation and scale that go with them."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnnft.nn.binarize import binarize
+from bnnft.nn.binarize import Flips, binarize
 
 
-class BinaryLinear(nn.Linear):
+class StoredBits(nn.Module):
+    """Base of layers whose weight is made of stored bits.
+
+    Attributes:
+        flips: of the bits, which an injection lends for as long as it lasts; no part of a copy, a pickle or a state dict.
+    """
+
+    weight: nn.Parameter
+    flips: tuple[Flips, ...] = ()
+
+    def bits(self) -> Tensor:
+        """Return the weight as it is read from memory, -1 and +1."""
+        return binarize(self.weight, None, self.flips)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = vars(self).copy()
+        state.pop("flips", None)
+        return state
+
+
+class BinaryLinear(StoredBits, nn.Linear):
     """``torch.nn.Linear`` that computes with the signs of its weight.
 
     All arguments are those of :class:`torch.nn.Linear`. ``weight`` is the latent weight; its sign bit is the
@@ -26,10 +47,10 @@ class BinaryLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the linear map with weights in {-1, +1}."""
-        return F.linear(input, binarize(self.weight), self.bias)
+        return F.linear(input, self.bits(), self.bias)
 
 
-class BinaryConv2d(nn.Conv2d):
+class BinaryConv2d(StoredBits, nn.Conv2d):
     """``torch.nn.Conv2d`` that computes with the signs of its weight.
 
     All arguments are those of :class:`torch.nn.Conv2d`. ``weight`` is the latent weight; its sign bit is the
@@ -45,7 +66,7 @@ class BinaryConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the convolution with weights in {-1, +1}."""
-        output: Tensor = self._conv_forward(input, binarize(self.weight), self.bias)
+        output: Tensor = self._conv_forward(input, self.bits(), self.bias)
         return output
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def is_sharded(weight: Tensor) -> bool:
-    """Tell whether a weight is a distributed tensor."""
+    """Return whether a weight is a distributed tensor."""
     return hasattr(weight, "to_local")
 
 

@@ -1,0 +1,273 @@
+"""Find the binarized weights of any model by watching what it computes.
+
+A float tensor of two values that is made of a parameter alone holds bits, if the batch is combined with it or with what
+is made of it. Its owner is the parameter whose elements it was made of. No class names, no counts of operations.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bnnft.injection.proof import Proof
+from bnnft.injection.sites import Site, Weights, binarized_weights, known_sites
+from bnnft.tracing.binary import TwoValues, differs_at_once, same_sides, sides_of, two_values
+from bnnft.tracing.elements import Elements
+from bnnft.tracing.provenance import Origin, Provenance
+from bnnft.tracing.tracking import LINEAR_MAPS
+
+# operations whose weights have their neurons in rows
+_ROWS = ("linear", "conv", "bilinear", "multi_head_attention_forward", "lstm", "gru", "rnn")
+
+
+class Mark(NamedTuple):
+    """Where a tensor of two values is made: in which module, by which operation, in which shape, of what."""
+
+    module: str
+    operation: str
+    shape: tuple[int, ...]
+    owners: tuple[str, ...]
+
+
+class Bits(NamedTuple):
+    """A tensor of two values that was made of parameters.
+
+    Attributes:
+        symmetric: the values are -c and c.
+        feeds: the batch is combined with what is made of it; ``None`` as long as that is not known.
+        sides: int8, which of its two values each element has, of the last one that was watched.
+        elements: of parameters, which it stands for.
+    """
+
+    symmetric: bool
+    feeds: bool | None = None
+    sides: Tensor | None = None
+    elements: Elements | None = None
+
+
+class Use(NamedTuple):
+    """How the batch is combined with the bits of a parameter; of several the first one."""
+
+    layer: str
+    fan_in: int
+    scale: Tensor | None
+    stored: bool
+    like_latent: bool
+    zero: int
+
+
+class Finder(Provenance):
+    """Looks for binary weights while active; changes nothing.
+
+    Args:
+        model: the module that is to run.
+        weights: patterns or a function; then only what they select counts.
+        biases: take binary parameters of one dimension too.
+
+    Attributes:
+        uses: of binary parameters, by name.
+        floats: names of parameters whose values were combined with the batch as floats.
+        strangers: binary operands without a single owner: module and shape.
+        stored: names of sites that hold the bits themselves.
+        proof: that is shown each use of bits, while a batch is watched.
+    """
+
+    def __init__(self, model: nn.Module, weights: Weights | None = None, biases: bool = False) -> None:
+        super().__init__(model)
+        self._weights, self._biases = weights, biases
+        self.bits: dict[Mark, Bits] = {}
+        self.uses: dict[str, Use] = {}
+        self.floats: set[str] = set()
+        self.strangers: dict[tuple[str, tuple[int, ...]], None] = {}
+        self.stored: frozenset[str] = frozenset()
+        self.proof: Proof | None = None
+
+    # --- what was found ---------------------------------------------------------------------------------------
+
+    def sites(self) -> list[Site]:
+        """Return the sites of the model: known and named ones, and what else it computed with in binary."""
+        first = self.first_names()
+        chosen = {first[site.name]: site for site in known_sites(self.model, self._weights)}
+        found = []
+        for position, (name, weight) in enumerate(self.model.named_parameters()):
+            use, site = self.uses.get(name), chosen.get(name)
+            if site is None and use is not None and self._weights is None and (weight.dim() > 1 or self._biases):
+                site = Site(name, weight, position)
+            if site is not None and use is not None:
+                where = "stored" if use.stored and not site.known else site.where
+                zero = site.zero if site.known else use.zero
+                like = use.like_latent and name not in self.floats
+                site = site._replace(where=where, zero=zero, layer=use.layer, fan_in=use.fan_in, like_latent=like)
+                site = site._replace(scale=use.scale)
+            if site is not None:
+                found.append(site)
+        return found
+
+    def renew(self) -> None:
+        """Take note of other parameters than before."""
+        self.__init__(self.model, self._weights, self._biases)  # type: ignore[misc]
+
+    def first_names(self) -> dict[str, str]:
+        """Return for each name of a parameter the one by which it is known here, which is the first of a tied one."""
+        first = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        named = self.model.named_parameters(remove_duplicate=False)
+        return {name: first[id(parameter)] for name, parameter in named}
+
+    def biases_left(self) -> list[str]:
+        """Return the names of binary parameters of one dimension that do not count as sites."""
+        return [] if self._biases or self._weights is not None else [n for n in self.uses if self.parameters[n].dim() < 2]
+
+    def settle(self) -> None:
+        """Take what else was made of a parameter in use for bits if it has the same sides, and for something else if not."""
+        for mark, bits in self.bits.items():
+            feeding = [b for m, b in self.bits.items() if b.feeds and m.owners == mark.owners and b.sides is not None]
+            if bits.feeds is None and bits.sides is not None and feeding:
+                same = any(b.sides.shape == bits.sides.shape and same_sides(b.sides, bits.sides) for b in feeding)
+                self.bits[mark] = bits._replace(feeds=same)
+        self.bits = {mark: bits._replace(sides=None, elements=None) for mark, bits in self.bits.items()}
+
+    # --- watching ---------------------------------------------------------------------------------------------
+
+    def made(self, result: Tensor, operation: str, elements: Elements) -> tuple[Tensor, Any]:
+        """Look at a float tensor that was made of parameters, element by element."""
+        if result.numel() < 2 or differs_at_once(result):
+            return result, None
+        mark = Mark(self.place, operation, tuple(result.shape), tuple(elements.owners(self)))
+        known = self.bits.get(mark)
+        if known is not None and known.symmetric and known.feeds is not None and self.proof is None:
+            return self.flipped(result, elements, mark, TwoValues(result.new_zeros(()), result, True)), mark
+        found = two_values(result, one_is_enough=True)
+        if found is None:
+            return result, None
+        feeds = None if known is None else known.feeds
+        self.bits[mark] = Bits(found.symmetric, feeds, sides_of(result, found), elements)
+        result = self.flipped(result, elements, mark, found)
+        return result, mark
+
+    def flipped(self, result: Tensor, elements: Elements, mark: Mark, found: TwoValues) -> Tensor:
+        """Return what is to be used in place of a tensor that holds bits."""
+        return result
+
+    def used(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> Tensor:
+        """Look at what the batch is combined with."""
+        if origin.marks:
+            self._use_of_bits(operand, operation, first, origin)
+        elif not self.in_forward and not operation.startswith(LINEAR_MAPS):
+            pass  # an average that is kept of the weights, say
+        elif differs_at_once(operand) or (found := two_values(operand)) is None:
+            self.floats |= origin.parameters
+        elif (owner := self.owner(operand) or self._stored(origin)) is not None:
+            self._add(owner, operand, operation, first, found, stored=True)
+            if self.proof is not None:
+                self.proof.check(self, owner, operand, found, None)
+        elif operation.startswith(LINEAR_MAPS) and (origin.parameters or found.symmetric):
+            self.strangers[self.place, tuple(operand.shape)] = None
+        return operand
+
+    def _stored(self, origin: Origin) -> str | None:
+        """Return the site that an operand without marks was read from, if it holds the bits itself."""
+        return next(iter(origin.parameters & self.stored), None) if len(origin.parameters) == 1 else None
+
+    def _use_of_bits(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> None:
+        marks = [mark for mark in origin.marks if mark in self.bits]
+        if all(self.bits[mark].feeds is not None for mark in marks) and self.proof is None:
+            return
+        found = two_values(operand, one_is_enough=True)
+        if found is None and origin.floats and not _few_values(operand, 2 ** len(marks)):
+            self.floats |= origin.floats
+            return
+        feeding = [mark for mark in marks if found is not None and self._shows(operand, found, self.bits[mark])] or marks
+        for mark in feeding:
+            self.bits[mark] = self.bits[mark]._replace(feeds=True)
+            for owner in mark.owners:
+                self._add(owner, operand, operation, first, found, stored=False)
+                if self.proof is not None:
+                    self.proof.check(self, owner, operand, found, self.bits[mark])
+
+    def _shows(self, operand: Tensor, found: TwoValues, bits: Bits) -> bool:
+        """Return whether an operand has the sides of a tensor of bits, up to the sign of a scale."""
+        expected = None if bits.sides is None else self.at(operand, bits.sides, bits.elements)
+        return expected is not None and same_sides(sides_of(operand, found), expected)
+
+    def at(self, operand: Tensor, sides: Tensor, elements: Elements | None) -> Tensor | None:
+        """Return sides of elements of parameters where these elements are in an operand, if it is known."""
+        there = self.elements(operand)
+        if there is None or elements is None:
+            return None
+        if there == elements and operand.shape == sides.shape:
+            return sides
+        places = there.places(self, operand.shape, operand.device)
+        size = sum(parameter.numel() for parameter in self.parameters.values())
+        whole = torch.zeros(size, dtype=torch.int8, device=operand.device)
+        whole[elements.places(self, sides.shape, sides.device).reshape(-1)] = sides.reshape(-1)
+        return whole[places]
+
+    def _add(
+        self, owner: str, operand: Tensor, operation: str, first: bool, found: TwoValues | None, stored: bool
+    ) -> None:
+        """Take note of the first use of a parameter's bits, and of whether all are like the latent's signs."""
+        neurons = 0 if operation.startswith(_ROWS) else (-2 if first and operand.dim() > 1 else -1)
+        count = operand.shape[neurons] if operand.dim() else 1
+        like, zero = self._compared_with_latent(owner, operand, found)
+        if owner in self.uses:
+            self.uses[owner] = self.uses[owner]._replace(like_latent=self.uses[owner].like_latent and like)
+            return
+        fan_in, scale = operand.numel() // max(count, 1), None
+        if found is not None and operand.dim() > 1:
+            half = found.half.expand_as(operand).movedim(neurons, 0).reshape(count, -1)[:, 0]
+            scale = None if bool((half == 1).all()) else half.clone()
+        self.uses[owner] = Use(self.place, fan_in, scale, stored, like, zero)
+
+    def _compared_with_latent(self, owner: str, operand: Tensor, found: TwoValues | None) -> tuple[bool, int]:
+        """Return whether an operand has the signs of its latent weight, and what is made of a latent of 0."""
+        latent = self.parameters[owner].detach()
+        signs = latent.sign().to(torch.int8)
+        if found is None or (there := self.at(operand, signs, Elements(owner))) is None:
+            return False, 1
+        sides = sides_of(operand, found)
+        zeros = sides[there == 0]
+        hidden = any(isinstance(v, Tensor) and v.shape == latent.shape for v in vars(self.parameters[owner]).values())
+        return not hidden and bool((sides * there >= 0).all()), int(zeros[0]) if len(zeros) else 1
+
+
+def _few_values(operand: Tensor, most: int) -> bool:
+    """Return whether the lines of an operand hold so few values that it can be a sum of binary ones."""
+    lines = operand.detach().reshape(len(operand), -1)[:4]
+    for line in lines:
+        values = (line / line.abs().max().clamp(min=torch.finfo(line.dtype).tiny) * 1e3).round()
+        if values.numel() <= most or values.unique().numel() > most:
+            return False
+    return True
+
+
+def find_binarized_weights(
+    model: nn.Module, *inputs: Tensor, weights: Weights | None = None, biases: bool = False
+) -> dict[str, nn.Parameter]:
+    """Return the binarized weights of any model, also of layers that nobody knows, by watching one forward.
+
+    Float weights are left out; a float layer whose weights all have one magnitude, as some initializers make them,
+    can't be told from a binary one before its first update.
+
+    Args:
+        model: any module; it runs once, in the mode it is in. Buffers and random streams are put back.
+        inputs: of the model.
+        weights: patterns or a function; then only what they select.
+        biases: report binary biases too.
+
+    Example:
+        >>> class Mine(nn.Linear):
+        ...     def forward(self, x):
+        ...         return nn.functional.linear(x, self.weight + (self.weight.sign() - self.weight).detach())
+        >>> model = nn.Sequential(Mine(16, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> list(find_binarized_weights(model, torch.ones(1, 16)))
+        ['0.weight']
+    """
+    binarized_weights(model, weights)  # raises for a pattern that matches nothing
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    finder = Finder(model, weights, biases)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad(), finder:
+        model(*inputs)
+    for buffer, value in buffers:
+        buffer.data.copy_(value)
+    return {site.name: site.weight for site in finder.sites()}
