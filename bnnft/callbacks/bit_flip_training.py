@@ -13,8 +13,9 @@ from bnnft.callbacks.announcement import announce
 from bnnft.callbacks.training_loss import untouched
 from bnnft.injection.activation import Target, checked_target
 from bnnft.injection.flipped import How
+from bnnft.injection.scheduled import ScheduledErrors
 from bnnft.injection.sites import Weights
-from bnnft.injection.training import Batch, BitFlips, ScheduledErrors
+from bnnft.injection.training import Batch, BitFlips
 from bnnft.tracing.sharding import flattened_by
 
 Gradient = Literal["straight_through", "exact", "average"]
@@ -23,31 +24,34 @@ Gradient = Literal["straight_through", "exact", "average"]
 class BitFlipTraining(Callback):
     """Flip stored bits in each training batch.
 
-    Forward and backward see the flipped bits, the optimizer updates the clean latent weights. Every batch has flips of its
-    own; they depend on the seed and the number of the batch alone, so all processes of a distributed run draw the
+    Forward and backward see the flipped bits, the optimizer updates the clean latent weights. Every batch has flips of
+    its own; they depend on the seed and the number of the batch alone, so all processes of a distributed run draw the
     same, and a run that resumes from a checkpoint goes on with the same stream. Checkpoints hold clean weights.
 
-    Layers of :mod:`bnnft.nn`, brevitas and bitorch are known. All others are found by watching what the first batch in which
-    they run computes with, which stays clean for them. Until 100 flips of a weight were seen, and again where the rate has
-    grown fourfold, batches are watched and compared bit by bit with what was drawn.
+    Layers of :mod:`bnnft.nn`, brevitas and bitorch are known. All others are found by watching what the first batch in
+    which they run computes with, which stays clean for them. Until 100 flips of a weight were seen, and again where the
+    rate has grown fourfold, batches are watched and compared bit by bit with what was drawn.
 
     Args:
         error_model: a bit error rate in [0, 1] for independent flips, or an error model of :mod:`bnnft.ber`.
         gradient: of a flipped bit: ``"straight_through"``, at no cost, or ``"exact"``, see :func:`bnnft.flipped`; or
-            ``"average"``: of each batch a pass with flips (straight-through) and one without are averaged, as in RandBET,
-            at twice the forwards and backwards. Batch norms and hooks of a backward see both passes; what the second one
-            logs is dropped.
+            ``"average"``: of each batch a pass with flips (straight-through) and one without are averaged, as in
+            RandBET, at twice the forwards and backwards. Batch norms and hooks of a backward see both passes; what the
+            second one logs is dropped.
         seed: of the random bits, >= 0.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`; all that are found
             if ``None``.
-        how: where bits are flipped: ``"operand"``, where they are made, in every use and without a write to a parameter;
-            ``"latent"``, in the signs of latent weights; ``"auto"``, where they are made, and in compiled modules in
-            latents whose signs are the bits.
+        how: where bits are flipped: ``"operand"``, where they are made, in every use and without a write to a
+            parameter; ``"latent"``, in the signs of latent weights; ``"auto"``, where they are made, and in compiled
+            modules in latents whose signs are the bits.
         biases: flip binary biases too.
         schedule: of the rate over training, of :mod:`bnnft.ber.schedule`; logs ``train/ber_factor``.
         target: flip ``"weights"``, ``"activations"``, the binary outputs of modules, or ``"both"``.
         activations: patterns of the names of modules that put out two values; all known ones (of bnnft.nn, brevitas and
             bitorch) if ``None``.
+
+    Attributes:
+        training: the flips of the run: what is found, drawn and proven.
 
     Raises:
         TypeError, ValueError: an argument is out of range; after the first batch, the model has no such weights.
@@ -84,9 +88,10 @@ class BitFlipTraining(Callback):
         self.gradient = gradient
         self._options = {"seed": seed, "weights": weights, "how": how, "biases": biases, "schedule": schedule}
         self._options |= {"target": target, "activations": activations}
-        self._training: BitFlips | None = None
+        self.training: BitFlips | None = None
         self._batch: Batch | None = None
         self._second: tuple[Any, int] | None = None  # the batch, where a pass without flips is to follow
+        self._halves = False
         self._state: dict[str, Any] = {}
         self._trainer: Trainer | None = None
 
@@ -100,9 +105,9 @@ class BitFlipTraining(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of batches that are done, where their flips go, and when a curriculum began."""
-        if self._training is None:
+        if self.training is None:
             return self._state
-        return self._training.state_dict() | {"draws": self._training.batches + self._is_processed()}
+        return self.training.state_dict() | {"draws": self.training.batches + self._is_processed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the batches that were done before the checkpoint."""
@@ -118,7 +123,7 @@ class BitFlipTraining(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh, and say what published figures the flips stand for."""
         if stage == "fit":
-            self._training, self._state, self._trainer = None, {}, trainer
+            self.training, self._state, self._trainer = None, {}, trainer
             announce(trainer, self.error_model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,31 +137,32 @@ class BitFlipTraining(Callback):
             )
         gradient: Any = "straight_through" if self.gradient == "average" else self.gradient
         options: dict[str, Any] = self._options
-        self._training = BitFlips(
+        self.training = BitFlips(
             pl_module, self.error_model, gradient=gradient, say=rank_zero_info, warn=rank_zero_warn, **options
         )
         if self._state:
-            self._training.load_state_dict(self._state)
+            self.training.load_state_dict(self._state)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once in each epoch for weights that are not known yet."""
-        if self._training is not None and trainer.current_epoch > 0:
-            self._training.look_again()
+        if self.training is not None and trainer.current_epoch > 0:
+            self.training.look_again()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Flip the bits of this batch."""
-        training = self._training
+        training = self.training
         assert training is not None
         self._cancel()
         self._batch = training.batch()
         self._batch.begin()
         if training.errors.schedule is not None:
             pl_module.log("train/ber_factor", training.errors.factor(training.batches))
-        self._second = (batch, batch_idx) if self.gradient == "average" else None
+        self._second = (batch, batch_idx) if self.gradient == "average" and self._batch.has_flips else None
+        self._halves = self._second is not None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Halve the gradient where two passes are averaged."""
-        if self.gradient == "average":
+        if self._halves:
             loss.register_hook(lambda gradient: gradient / 2)  # type: ignore[no-untyped-call]
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,9 +183,9 @@ class BitFlipTraining(Callback):
     ) -> None:
         """Restore, and learn from the batch."""
         batch, self._batch = self._batch, None
-        if batch is not None and self._training is not None:
+        if batch is not None and self.training is not None:
             batch.finish()
-            self._learn_loss(trainer, self._training, outputs)
+            self._learn_loss(trainer, self.training, outputs)
 
     def on_train_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """Restore if the batch was skipped after its start."""

@@ -124,7 +124,9 @@ class AccuracyMeter:
         for error_model in self.models:
             check_layers(error_model, [*(site.name for site in self.injection.sites), *self.activations])
         draws = range(self.right.shape[1])
-        self.flips = [[draw_flips(self.injection.sites, each, Key(self.seed, draw)) for draw in draws] for each in self.models]
+        self.flips = [
+            [draw_flips(self.injection.sites, each, Key(self.seed, draw)) for draw in draws] for each in self.models
+        ]
         self._repeats = [
             [draw > 0 and not self.activations and _equal(flips, maps[0]) for draw, flips in enumerate(maps)]
             for maps in self.flips
@@ -206,6 +208,7 @@ def accuracy_over_ber(
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         target: flip ``"weights"``, ``"activations"`` (anew in each batch) or ``"both"``.
         activations: patterns of names, see :func:`bnnft.injection.activation.find_activations`.
+        how: where bits are flipped, see :func:`bnnft.flipped`.
         correct: for other batches or answers: ``correct(model, batch)`` returns a bool for each answer.
 
     Returns:

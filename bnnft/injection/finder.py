@@ -13,7 +13,8 @@ from bnnft.injection.proof import Proof
 from bnnft.injection.sites import Site, Weights, binarized_weights, known_sites
 from bnnft.tracing.binary import TwoValues, differs_at_once, same_sides, sides_of, two_values
 from bnnft.tracing.elements import Elements
-from bnnft.tracing.provenance import Origin, Provenance
+from bnnft.tracing.origins import Origin
+from bnnft.tracing.provenance import Provenance
 from bnnft.tracing.tracking import LINEAR_MAPS
 
 # operations whose weights have their neurons in rows
@@ -54,6 +55,7 @@ class Use(NamedTuple):
     stored: bool
     like_latent: bool
     zero: int
+    written: bool  # just before, as by code that binarizes a parameter in place
 
 
 class Finder(Provenance):
@@ -115,10 +117,14 @@ class Finder(Provenance):
 
     def biases_left(self) -> list[str]:
         """Return the names of binary parameters of one dimension that do not count as sites."""
-        return [] if self._biases or self._weights is not None else [n for n in self.uses if self.parameters[n].dim() < 2]
+        return (
+            []
+            if self._biases or self._weights is not None
+            else [n for n in self.uses if self.origins.parameters[n].dim() < 2]
+        )
 
     def settle(self) -> None:
-        """Take what else was made of a parameter in use for bits if it has the same sides, and for something else if not."""
+        """Take what else was made of a parameter in use for bits if it has the same sides, for something else if not."""
         for mark, bits in self.bits.items():
             feeding = [b for m, b in self.bits.items() if b.feeds and m.owners == mark.owners and b.sides is not None]
             if bits.feeds is None and bits.sides is not None and feeding:
@@ -132,10 +138,10 @@ class Finder(Provenance):
         """Look at a float tensor that was made of parameters, element by element."""
         if result.numel() < 2 or differs_at_once(result):
             return result, None
-        mark = Mark(self.place, operation, tuple(result.shape), tuple(elements.owners(self)))
+        mark = Mark(self.place, operation, tuple(result.shape), tuple(elements.owners(self.origins)))
         known = self.bits.get(mark)
         if known is not None and known.symmetric and known.feeds is not None and self.proof is None:
-            return self.flipped(result, elements, mark, TwoValues(result.new_zeros(()), result, True)), mark
+            return self.flipped(result, elements, mark, TwoValues(torch.zeros(()), result, True)), mark
         found = two_values(result, one_is_enough=True)
         if found is None:
             return result, None
@@ -156,7 +162,7 @@ class Finder(Provenance):
             pass  # an average that is kept of the weights, say
         elif differs_at_once(operand) or (found := two_values(operand)) is None:
             self.floats |= origin.parameters
-        elif (owner := self.owner(operand) or self._stored(origin)) is not None:
+        elif (owner := self.origins.owner(operand) or self._stored(origin)) is not None:
             self._add(owner, operand, operation, first, found, stored=True)
             if self.proof is not None:
                 self.proof.check(self, owner, operand, found, None)
@@ -176,7 +182,9 @@ class Finder(Provenance):
         if found is None and origin.floats and not _few_values(operand, 2 ** len(marks)):
             self.floats |= origin.floats
             return
-        feeding = [mark for mark in marks if found is not None and self._shows(operand, found, self.bits[mark])] or marks
+        feeding = [
+            mark for mark in marks if found is not None and self._shows(operand, found, self.bits[mark])
+        ] or marks
         for mark in feeding:
             self.bits[mark] = self.bits[mark]._replace(feeds=True)
             for owner in mark.owners:
@@ -191,15 +199,15 @@ class Finder(Provenance):
 
     def at(self, operand: Tensor, sides: Tensor, elements: Elements | None) -> Tensor | None:
         """Return sides of elements of parameters where these elements are in an operand, if it is known."""
-        there = self.elements(operand)
+        there = self.origins.elements(operand)
         if there is None or elements is None:
             return None
         if there == elements and operand.shape == sides.shape:
             return sides
-        places = there.places(self, operand.shape, operand.device)
-        size = sum(parameter.numel() for parameter in self.parameters.values())
+        places = there.places(self.origins, operand.shape, operand.device)
+        size = sum(parameter.numel() for parameter in self.origins.parameters.values())
         whole = torch.zeros(size, dtype=torch.int8, device=operand.device)
-        whole[elements.places(self, sides.shape, sides.device).reshape(-1)] = sides.reshape(-1)
+        whole[elements.places(self.origins, sides.shape, sides.device).reshape(-1)] = sides.reshape(-1)
         return whole[places]
 
     def _add(
@@ -216,17 +224,19 @@ class Finder(Provenance):
         if found is not None and operand.dim() > 1:
             half = found.half.expand_as(operand).movedim(neurons, 0).reshape(count, -1)[:, 0]
             scale = None if bool((half == 1).all()) else half.clone()
-        self.uses[owner] = Use(self.place, fan_in, scale, stored, like, zero)
+        self.uses[owner] = Use(self.place, fan_in, scale, stored, like, zero, owner in self.origins.written)
 
     def _compared_with_latent(self, owner: str, operand: Tensor, found: TwoValues | None) -> tuple[bool, int]:
         """Return whether an operand has the signs of its latent weight, and what is made of a latent of 0."""
-        latent = self.parameters[owner].detach()
+        latent = self.origins.parameters[owner].detach()
         signs = latent.sign().to(torch.int8)
         if found is None or (there := self.at(operand, signs, Elements(owner))) is None:
             return False, 1
         sides = sides_of(operand, found)
         zeros = sides[there == 0]
-        hidden = any(isinstance(v, Tensor) and v.shape == latent.shape for v in vars(self.parameters[owner]).values())
+        hidden = any(
+            isinstance(v, Tensor) and v.shape == latent.shape for v in vars(self.origins.parameters[owner]).values()
+        )
         return not hidden and bool((sides * there >= 0).all()), int(zeros[0]) if len(zeros) else 1
 
 

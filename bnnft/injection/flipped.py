@@ -52,10 +52,11 @@ class Injection:
     Args:
         model: any module.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
-        how: ``"operand"`` flips bits where they are made; ``"latent"`` the signs of latent weights; ``"auto"`` where they
-            are made, and in modules that run in a compiled graph the latents whose signs are the bits.
+        how: ``"operand"`` flips bits where they are made; ``"latent"`` the signs of latent weights; ``"auto"`` where
+            they are made, and in modules that run in a compiled graph the latents whose signs are the bits.
         target: flip ``"weights"``, ``"activations"`` or ``"both"``.
-        activations: patterns of the names of binary activations, see :func:`bnnft.injection.activation.find_activations`.
+        activations: patterns of the names of binary activations, see
+            :func:`bnnft.injection.activation.find_activations`.
         biases: flip binary biases too.
         exact: let the gradient of a flipped bit change sign; else it passes as if nothing was flipped.
 
@@ -182,8 +183,8 @@ def flipped(
 ) -> Iterator[dict[str, Tensor]]:
     """Run a model with bit errors; on any exit it is exactly as before.
 
-    Bits of known layers, and of named weights, are flipped from entry on. Those of other layers are found in their first
-    forward inside, and flipped in it.
+    Bits of known layers, and of named weights, are flipped from entry on. Those of other layers are found in their
+    first forward inside, and flipped in it.
 
     Args:
         model: any module with binarized weights.
@@ -191,9 +192,9 @@ def flipped(
         seed: of the random bits, >= 0; the same seed gives the same flips on every device.
         draw: number of the draw (of the fault map) under this seed, >= 0.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
-        how: where bits are flipped: ``"operand"``, where they are made, in every use and without a write to a parameter;
-            ``"latent"``, in the signs of latent weights; ``"auto"``, where they are made, and in compiled modules in
-            latents whose signs are the bits.
+        how: where bits are flipped: ``"operand"``, where they are made, in every use and without a write to a
+            parameter; ``"latent"``, in the signs of latent weights; ``"auto"``, where they are made, and in compiled
+            modules in latents whose signs are the bits.
         gradient: of a flipped weight: ``"straight_through"``, where the flip is the identity in backward
             (Buschjaeger et al. 2020, arXiv 2002.00909), or ``"exact"``, where its gradient changes sign
             (Hirtzlin et al. 2019, arXiv 1904.03652). Backward must run inside the context.
@@ -202,7 +203,8 @@ def flipped(
             :func:`bnnft.injection.activation.find_activations`.
 
     Yields:
-        For each weight's name the sorted flat indices of its flipped bits; what is found or drawn in a forward is added.
+        For each weight's name the sorted flat indices of its flipped bits; what is found or drawn in a forward is
+        added.
 
     Raises:
         TypeError, ValueError: an argument is out of range, or the model has no such weights.

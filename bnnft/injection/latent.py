@@ -159,10 +159,12 @@ class LatentFlips:
         for w in self._w:
             w.turn()
             if self._exact and w.site.weight.requires_grad:
+
                 def hook(g, i=self._flips[w.site.name]):
                     g = g.clone()
                     turn_signs(g, i)
                     return g
+
                 self._h.append(w.site.weight.register_hook(hook))
         return self
 

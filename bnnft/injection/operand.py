@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from bnnft.injection.finder import Finder, Mark
+from bnnft.injection.latent import turn_signs as flip_signs
 from bnnft.injection.sites import Weights
 from bnnft.tracing.binary import TwoValues, differs_at_once, sides_of, two_values
 from bnnft.tracing.elements import Elements
-from bnnft.tracing.provenance import Origin
+from bnnft.tracing.origins import Origin
 
 # flat indices of a site's wrong bits, or what draws them once the bits are known: from a tensor of their signs
 Drawn = Tensor | Callable[[Tensor], Tensor]
@@ -45,8 +46,11 @@ class _TurnGradient(torch.autograd.Function):
 
 def exchange(values: Tensor, places: Tensor, middle: Tensor) -> Tensor:
     """Exchange two values in place at flat places, given what is in their middle, and return them."""
-    middles = middle if middle.numel() == 1 else middle.expand_as(values).take(places)
-    values.put_(places, 2 * middles.reshape(-1) - values.take(places))
+    if middle.dim() == 0 and not middle.any():
+        flip_signs(values, places)
+    else:
+        middles = middle.expand_as(values).take(places)
+        values.put_(places, 2 * middles - values.take(places))
     return values
 
 
@@ -99,22 +103,26 @@ class OperandFlips(Finder):
             for owner in owners:
                 places = self._places(owner, result, elements, found)
                 result = self._exchanged(result, places, found.middle)
-            if bits.sides is not None:
+            if bits.sides is not None and (self.proof is not None or bits.feeds is None):
                 self.bits[mark] = bits._replace(sides=sides_of(result, found))
         return result
 
     def read(self, parameter: str, values: Tensor, operation: str) -> Tensor:
         """Exchange the two values of a parameter that holds the bits itself, in what is read of it."""
-        if parameter not in self.stored or parameter not in self.flips or not self.in_forward or differs_at_once(values):
+        if (
+            parameter not in self.stored
+            or parameter not in self.flips
+            or not self.in_forward
+            or differs_at_once(values)
+        ):
             return values
-        elements, found = self.elements(values), two_values(values)
+        elements, found = self.origins.elements(values), two_values(values)
         if elements is None or found is None:
             return values
         with torch._C.DisableTorchFunction():
             places = self._places(parameter, values, elements, found)
             result: Tensor = _Exchange.apply(values, places, found.middle)
-            self._elements[self._layout(result)] = elements
-            self._keep(result, Origin(frozenset([parameter]), frozenset([parameter])))
+            self.origins.keep(result, Origin(frozenset([parameter]), frozenset([parameter])), elements)
         return self._with_gradient(result, places) if self._exact else result
 
     def used(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> Tensor:
@@ -130,7 +138,7 @@ class OperandFlips(Finder):
     def _first_use(self, operand: Tensor, found: set[str]) -> Tensor:
         """Flip bits in an operand whose parameter was not known when they were made."""
         assert self.draw is not None
-        values, elements = two_values(operand, one_is_enough=True), self.elements(operand)
+        values, elements = two_values(operand, one_is_enough=True), self.origins.elements(operand)
         for owner in found:
             self.flips = {**self.flips, owner: self.draw(owner)}
             if self.uses[owner].stored:
@@ -145,29 +153,32 @@ class OperandFlips(Finder):
         flips = self.flips[owner]
         if not isinstance(flips, Tensor):
             flips = flips(self._whole(owner, values.detach() - found.middle, elements))
-        return elements.positions(self, owner, flips, values.numel())
+        return elements.positions(self.origins, owner, flips, values.numel())
 
     def _whole(self, owner: str, bits: Tensor, elements: Elements) -> Tensor:
         """Return the bits of a parameter, by their signs, in its own order; 1 where a tensor does not hold them."""
-        parameter = self.parameters[owner]
+        parameter = self.origins.parameters[owner]
         if elements == Elements(owner) and bits.numel() == parameter.numel():
             return bits.reshape(parameter.shape)
-        whole = bits.new_ones(sum(each.numel() for each in self.parameters.values()))
-        whole[elements.places(self, bits.shape, bits.device).reshape(-1)] = bits.reshape(-1)
-        first = int(Elements(owner).places(self, torch.Size([1]), bits.device))
+        whole = bits.new_ones(sum(each.numel() for each in self.origins.parameters.values()))
+        whole[elements.places(self.origins, bits.shape, bits.device).reshape(-1)] = bits.reshape(-1)
+        first = int(Elements(owner).places(self.origins, torch.Size([1]), bits.device))
         return whole[first : first + parameter.numel()].view(parameter.shape)
 
     @staticmethod
     def _exchanged(values: Tensor, places: Tensor, middle: Tensor) -> Tensor:
         if not places.numel():
             return values
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # in torch.vmap, say
+            with torch.no_grad():
+                return exchange(values, places, middle)
         if values.requires_grad:
             exchanged: Tensor = _Exchange.apply(values, places, middle)
             return exchanged
         return exchange(values.clone() if values.is_inference() else values, places, middle)
 
     def _turned_gradient(self, operand: Tensor, origin: Origin) -> Tensor:
-        elements = self.elements(operand)
+        elements = self.origins.elements(operand)
         for owner in {owner for mark in origin.marks for owner in mark.owners} & set(self.flips):
             flips = self.flips[owner]
             if not operand.requires_grad or elements is None or not isinstance(flips, Tensor):
@@ -175,11 +186,10 @@ class OperandFlips(Finder):
                     f"gradient='exact' can't reach the bits of {owner}, which {self.place or 'the model'} hides from "
                     "autograd: use gradient='straight_through'"
                 )
-            operand = self._with_gradient(operand, elements.positions(self, owner, flips, operand.numel()))
+            operand = self._with_gradient(operand, elements.positions(self.origins, owner, flips, operand.numel()))
         return operand
 
     @staticmethod
     def _with_gradient(operand: Tensor, places: Tensor) -> Tensor:
         result: Tensor = _TurnGradient.apply(operand, places)
         return result
-

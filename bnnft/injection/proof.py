@@ -55,7 +55,9 @@ class Proof:
                 if site.where in ("layer", "latent"):
                     self._clean[name] = _stored_signs(site)
 
-    def check(self, finder: "Finder", owner: str, operand: Tensor, found: TwoValues | None, bits: "Bits | None") -> None:
+    def check(
+        self, finder: "Finder", owner: str, operand: Tensor, found: TwoValues | None, bits: "Bits | None"
+    ) -> None:
         """Compare an operand that was made of a parameter's bits with what was drawn for it."""
         if owner not in self._names or found is None:
             return
@@ -63,12 +65,14 @@ class Proof:
         if owner in self._clean:
             flat = self._clean[owner].clone()
             flat[self._drawn[owner]] *= -1
-            expected = finder.at(operand, flat.view(finder.parameters[owner].shape), Elements(owner))
+            expected = finder.at(operand, flat.view(finder.origins.parameters[owner].shape), Elements(owner))
             wrong = None if expected is None else sides * expected < 0
             if wrong is not None and bool(wrong.any()):
                 drawn = torch.zeros_like(flat, dtype=torch.bool)
                 drawn[self._drawn[owner]] = True
-                at = finder.at(operand, drawn.to(torch.int8).view(finder.parameters[owner].shape), Elements(owner))
+                at = finder.at(
+                    operand, drawn.to(torch.int8).view(finder.origins.parameters[owner].shape), Elements(owner)
+                )
                 assert at is not None
                 missed = int((wrong & (at > 0)).sum())
                 self.faults[name] = (

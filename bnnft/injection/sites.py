@@ -1,4 +1,4 @@
-"""Which parameters of a model hold stored bits: by what is known of a layer, by names, and by watching what it computes."""
+"""Which parameters of a model hold stored bits: by what is known of a layer, by names, and by what it computes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -121,7 +121,9 @@ def binarized_weights(model: nn.Module, weights: Weights | None = None) -> dict[
         >>> list(binarized_weights(model)), list(binarized_weights(model, ["2", "3.weight"]))
         (['0.weight', '2.weight'], ['2.weight', '3.weight'])
     """
-    known = {id(weight): name for name, weight, _, _ in reversed(list(_known(model)))}  # the first name of a tied weight
+    known = {
+        id(weight): name for name, weight, _, _ in reversed(list(_known(model)))
+    }  # the first name of a tied weight
     chosen = set(known)
     if callable(weights):
         chosen = {id(weight) for name, weight in model.named_parameters() if weights(name, weight)}

@@ -1,4 +1,4 @@
-"""Train under bit errors: find the stored bits, flip them in each batch, prove the flips, restore. Knows no Lightning."""
+"""Train under bit errors: find the stored bits, flip them in each batch, prove the flips, restore."""
 
 import logging
 import warnings
@@ -6,85 +6,30 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch import nn
 
 from bnnft.ber import (
-    Constant,
-    Curriculum,
     ErrorModel,
     Key,
     Schedule,
     as_error_model,
     checked_choice,
-    checked_schedule,
-    scaled,
 )
 from bnnft.injection.activation import Target
-from bnnft.injection.flipped import Gradient, How, Injection, draw_flips
+from bnnft.injection.flipped import Gradient, How, Injection, draw_flips, is_none
 from bnnft.injection.proof import Proof
+from bnnft.injection.scheduled import ScheduledErrors
 from bnnft.injection.sites import Site, Weights, no_sites, sites_of, state_of
-from bnnft.tracing.binary import two_values
+from bnnft.injection.undecided import Undecided, unsettled
 
 _LOG = logging.getLogger(__name__)
-_PATIENCE = 10  # batches for which a parameter that starts with two values may stay as it is before it counts as bits
-
-
-class ScheduledErrors:
-    """An error model whose rate moves over training.
-
-    Args:
-        error_model: at its whole rate.
-        schedule: of its rate; the whole one always if ``None`` or constant.
-        seed: of the flips, for schedules that draw.
-
-    Attributes:
-        start: the batch at which the schedule began, ``None`` as long as it waits for a low loss.
-
-    Raises:
-        TypeError: no schedule, or the error model has no rate that could move.
-    """
-
-    def __init__(self, error_model: ErrorModel, schedule: Schedule | None, seed: int) -> None:
-        checked_schedule(schedule)
-        # the whole rate always: also of errors that have no rate, and nothing to log
-        self.schedule = None if isinstance(schedule, Constant) else schedule
-        if self.schedule is not None:
-            scaled(error_model, 0.5)  # raises if it has no rate
-        self.start: int | None = None if isinstance(schedule, Curriculum) else 0
-        self._whole, self._seed = error_model, seed
-        self._last = 1.0, error_model
-
-    def factor(self, batch: int) -> float:
-        """Return which part of its rate the error model has in a batch."""
-        if self.schedule is None:
-            return 1.0
-        return 0.0 if self.start is None else self.schedule.factor(batch - self.start, self._seed)
-
-    def at(self, batch: int) -> ErrorModel:
-        """Return the error model of a batch."""
-        factor = self.factor(batch)
-        if factor != self._last[0]:  # a chip keeps its cells as long as its rate stays
-            self._last = factor, scaled(self._whole, factor)
-        return self._last[1]
-
-    @property
-    def waits(self) -> bool:
-        """Whether it waits for the loss of a batch to be low."""
-        return self.start is None and isinstance(self.schedule, Curriculum)
-
-    def learn(self, loss: float, next_batch: int) -> None:
-        """Begin at the next batch, if that waits for a low loss and this one is."""
-        if self.waits and loss < self.schedule.loss_below:  # type: ignore[union-attr]
-            self.start = next_batch
 
 
 class BitFlips:
     """The flips of a training run: found, drawn, proven and restored batch by batch, on any module and in any loop.
 
-    Layers of :mod:`bnnft.nn`, brevitas and bitorch, and named weights, have flips in their first batch. Others are found in
-    the batch in which they first run, which stays clean for them, whenever that is.
+    Layers of :mod:`bnnft.nn`, brevitas and bitorch, and named weights, have flips in their first batch. Others are
+    found in the batch in which they first run, which stays clean for them, whenever that is.
 
     Args:
         model: any module with binarized weights.
@@ -144,16 +89,15 @@ class BitFlips:
         self._proof = Proof()
         self._look = target != "activations"
         self._parameters: list[int] = []
-        self._waiting: dict[str, tuple[Tensor, int]] = {}  # two-valued from the start: values, and since which batch
-        self._released: set[str] = set()
+        self._undecided = Undecided(self.injection.finder, say)
         self._said: set[Any] = set()
 
     def batch(self) -> "Batch":
-        """Return the context of one training batch: its forwards and backwards, and the optimizer's step if you like."""
+        """Return the context of a training batch: its forwards and backwards, and the optimizer's step if you like."""
         return Batch(self)
 
     def look_again(self) -> None:
-        """Watch the next batch for binary weights that are not known yet, as Lightning's callback does in each epoch."""
+        """Watch the next batch for binary weights that are not known yet; good to do once in each epoch."""
         self._look = self.injection.target != "activations"
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,18 +120,21 @@ class BitFlips:
 
     # --- a batch ------------------------------------------------------------------------------------------------
 
-    def _begin(self, stack: ExitStack) -> None:
-        """Draw the flips of a batch, and enter what flips them."""
+    def _begin(self, stack: ExitStack) -> bool:
+        """Draw the flips of a batch, and enter what flips them; return whether there are any."""
         injection, key = self.injection, Key(self.seed, self.batches, purpose="training")
         self._notice_new_parameters()
         error_model = self.errors.at(self.batches)
         flips = draw_flips(injection.sites, error_model, key)
         due = any(self._proof.due(site, flips[site.name]) for site in injection.sites)
-        watch = injection.target != "activations" and (self._look or due or self._unsettled())
+        watch = injection.target != "activations" and (
+            self._look or due or unsettled(self.model, injection.sites, injection.finder)
+        )
         injection.finder.proof = self._proof if watch and (due or self._look) else None
         if injection.finder.proof is not None:
             self._proof.expect(injection.sites, flips, injection.finder.first_names())
         stack.enter_context(injection.under(flips, error_model, key, watch=watch, check=watch))
+        return bool(injection.neurons) or not all(map(is_none, flips.values()))
 
     def _finish(self) -> None:
         """Learn from a batch that is done."""
@@ -208,13 +155,14 @@ class BitFlips:
 
     def _learn(self, faults: dict[str, str]) -> None:
         injection, finder = self.injection, self.injection.finder
-        self._hold_back()
+        self._undecided.take({site.name for site in injection.sites}, self.batches)
         before = {site.name: site for site in injection.sites}
-        found = [site for site in injection.placed(finder.sites()) if site.name not in self._waiting]
+        found = [site for site in injection.placed(finder.sites()) if site.name not in self._undecided]
         injection.sites = [self._judged(site, before.get(site.name), faults) for site in found]
         finder.settle()
-        if not injection.sites and not self._unsettled() and not self._waiting:
+        if not injection.sites and not unsettled(self.model, [], finder) and not self._undecided:
             raise no_sites(self.model)
+        injection.check_layers(self.errors.at(self.batches))
         self._report([site for site in injection.sites if before.get(site.name) != site])
 
     def _judged(self, site: Site, before: Site | None, faults: dict[str, str]) -> Site:
@@ -240,35 +188,6 @@ class BitFlips:
             raise RuntimeError(f"these layers do not compute with the drawn flips ({fault}): name other weights=[...]")
         return site
 
-    def _hold_back(self) -> None:
-        """Let parameters that hold two values from the start wait: float ones may be initialized so."""
-        finder, known = self.injection.finder, {site.name for site in self.injection.sites}
-        for name, use in finder.uses.items():
-            weight = finder.parameters[name]
-            settled = name in known or name in finder.written or name in self._released or not weight.requires_grad
-            if use.stored and not settled and name not in self._waiting:
-                self._waiting[name] = weight.detach().clone(), self.batches
-                self._say(
-                    f"{name} holds two values, as binary weights do and as some float layers do at the start: it has flips "
-                    "as soon as an update leaves it so"
-                )
-
-    def _release(self) -> None:
-        """Take those that waited for bits if an update left them with two values, or if none changes them."""
-        finder = self.injection.finder
-        for name, (values, since) in list(self._waiting.items()):
-            weight = finder.parameters[name].detach()
-            changed = not torch.equal(weight, values)
-            patience = 1 if bool((values.abs() == 1).all()) else _PATIENCE
-            if not changed and self.batches - since < patience - 1:
-                continue
-            del self._waiting[name]
-            if changed and two_values(weight) is None:
-                del finder.uses[name]
-            else:
-                self._released.add(name)
-                self._learn({})
-
     # --- what may be there still --------------------------------------------------------------------------------
 
     def _notice_new_parameters(self) -> None:
@@ -277,17 +196,11 @@ class BitFlips:
         if now != self._parameters:
             if self._parameters:
                 self.injection.renew()
+                self._undecided = Undecided(self.injection.finder, self._say)
                 self.look_again()
             self._parameters = now
-        self._release()
-
-    def _unsettled(self) -> bool:
-        """Return whether the model has weights that nobody has seen yet, or that code of the user's may binarize later."""
-        finder, known = self.injection.finder, {id(site.weight) for site in self.injection.sites}
-        return any(
-            parameter.dim() > 1 and id(parameter) not in known and not (name in finder.floats and plain)
-            for name, parameter, plain in _weights(self.model)
-        )
+        if self._undecided.decide(self.batches):
+            self._learn({})
 
     def _report(self, sites: Sequence[Site]) -> None:
         """Say where the flips go, and what is binary and left alone, each once."""
@@ -314,14 +227,17 @@ class Batch:
     """One training batch under flips; made before the first bit is flipped, it can only restore.
 
     Use it as a context, or call :meth:`begin`, and then :meth:`finish` or :meth:`cancel`.
+
+    Attributes:
+        has_flips: there are bits or activations that may be flipped in it.
     """
 
     def __init__(self, training: BitFlips) -> None:
-        self._training, self._stack = training, ExitStack()
+        self._training, self._stack, self.has_flips = training, ExitStack(), False
 
     def begin(self) -> None:
         """Flip the bits of this batch."""
-        self._training._begin(self._stack)
+        self.has_flips = self._training._begin(self._stack)
 
     def cancel(self) -> None:
         """Restore; the batch does not count. More calls do nothing."""
@@ -345,14 +261,3 @@ class Batch:
             self.finish()
         else:
             self.cancel()
-
-
-def _weights(model: nn.Module) -> list[tuple[str, nn.Parameter, bool]]:
-    """Return names and parameters of a model, and whether they are those of a layer of torch's own that binarizes none."""
-    found = []
-    for prefix, module in model.named_modules():
-        plain = type(module).__module__.startswith("torch.nn.") and not isinstance(module, ParametrizationList)
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_floating_point() and not nn.parameter.is_lazy(parameter):
-                found.append((f"{prefix}.{name}" if prefix else name, parameter, plain))
-    return found

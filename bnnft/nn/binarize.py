@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Flips(NamedTuple):
     """Which of the bits that are made read wrong.
@@ -22,8 +24,11 @@ class Flips(NamedTuple):
         """Return the values with the signs at the places changed; index lists change them in place."""
         if self.places.dtype == torch.bool:
             return torch.where(self.places, -values, values)
-        flat = values.view(-1)
-        return flat.index_copy_(0, self.places, flat.index_select(0, self.places).neg_()).view_as(values)
+        memory = values.view(_INTEGERS[values.element_size()]).view(-1)
+        # adding the sign bit changes this bit and no other: the carry falls off
+        sign_bit = torch.tensor(torch.iinfo(memory.dtype).min, dtype=memory.dtype, device=memory.device)
+        memory.index_add_(0, self.places, sign_bit.expand(self.places.shape))
+        return values
 
 
 class _StraightThroughSign(torch.autograd.Function):

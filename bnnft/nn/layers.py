@@ -14,7 +14,8 @@ class StoredBits(nn.Module):
     """Base of layers whose weight is made of stored bits.
 
     Attributes:
-        flips: of the bits, which an injection lends for as long as it lasts; no part of a copy, a pickle or a state dict.
+        flips: of the bits, which an injection lends for as long as it lasts; no part of a copy, a pickle or a state
+            dict.
     """
 
     weight: nn.Parameter

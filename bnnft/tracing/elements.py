@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from bnnft.tracing.provenance import Provenance
+    from bnnft.tracing.origins import Origins
 
 # operations that move values and change none
 REARRANGING = {"t", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint", "get"}
@@ -17,8 +17,17 @@ REARRANGING |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind", 
 REARRANGING |= {"hsplit", "vsplit", "dsplit", "diagonal", "as_strided", "detach", "alias", "expand", "roll", "flip"}
 REARRANGING |= {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "tile", "repeat", "rot90"}
 REARRANGING |= {"index_select", "gather", "take", "repeat_interleave", "broadcast_to", "unfold", "requires_grad"}
+REARRANGING |= {"view_as", "reshape_as", "expand_as"}
 _SAME_ORDER = {"view", "reshape", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "contiguous", "clone", "get"}
-_SAME_ORDER |= {"detach", "alias", "requires_grad"}
+_SAME_ORDER |= {"detach", "alias", "requires_grad", "view_as", "reshape_as"}
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return what identifies the memory of a tensor for as long as it lives."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError, ValueError):  # sparse and lazy ones have no storage
+        return id(tensor)
 
 
 @dataclass(frozen=True)
@@ -35,28 +44,28 @@ class Elements:
     start: int = 0
     index: Tensor | None = None
 
-    def places(self, provenance: "Provenance", shape: torch.Size, device: torch.device) -> Tensor:
+    def places(self, origins: "Origins", shape: torch.Size, device: torch.device) -> Tensor:
         """Return for each element its place among the elements of all parameters, in the tensor's shape."""
         if self.index is not None:
             return self.index
-        first = offset(provenance, self.name) + self.start
+        first = offset(origins, self.name) + self.start
         return torch.arange(first, first + shape.numel(), device=device).view(shape)
 
-    def owners(self, provenance: "Provenance") -> list[str]:
+    def owners(self, origins: "Origins") -> list[str]:
         """Return the names of the parameters."""
         if self.index is None:
             return [self.name]
         low, high = self.index.min(), self.index.max()
         found, first = [], 0
-        for name, parameter in provenance.parameters.items():
+        for name, parameter in origins.parameters.items():
             if low < first + parameter.numel() and high >= first:
                 found.append(name)
             first += parameter.numel()
         return found
 
-    def positions(self, provenance: "Provenance", name: str, indices: Tensor, numel: int) -> Tensor:
+    def positions(self, origins: "Origins", name: str, indices: Tensor, numel: int) -> Tensor:
         """Return where in a tensor of so many elements (flat) the elements of a parameter at flat indices are."""
-        size = provenance.parameters[name].numel()
+        size = origins.parameters[name].numel()
         if self.index is None:
             if self.name != name:
                 return indices[:0]
@@ -66,15 +75,15 @@ class Elements:
             return indices[first:last] - self.start
         chosen = torch.zeros(size, dtype=torch.bool, device=indices.device)
         chosen[indices] = True
-        places = self.index.reshape(-1) - offset(provenance, name)
+        places = self.index.reshape(-1) - offset(origins, name)
         inside = (places >= 0) & (places < size)
         return (inside & chosen[places.clamp(0, size - 1)]).nonzero().squeeze(1)
 
 
-def offset(provenance: "Provenance", name: str) -> int:
+def offset(origins: "Origins", name: str) -> int:
     """Return the place of a parameter's first element among the elements of all."""
     first = 0
-    for other, parameter in provenance.parameters.items():
+    for other, parameter in origins.parameters.items():
         if other == name:
             return first
         first += parameter.numel()
@@ -82,7 +91,7 @@ def offset(provenance: "Provenance", name: str) -> int:
 
 
 def elements_of(
-    provenance: "Provenance",
+    origins: "Origins",
     operation: str,
     given: list[Tensor],
     result: Tensor,
@@ -93,7 +102,7 @@ def elements_of(
     """Return which elements a result stands for, by those of what it was made of, or ``None``.
 
     Args:
-        provenance: that follows them.
+        origins: of the tensors.
         operation: its name.
         given: tensors that the operation was given.
         result: one of its results.
@@ -101,10 +110,10 @@ def elements_of(
         companions: what the operation makes of the places of the elements, a tensor for each result.
         number: which of the results it is.
     """
-    known = {id(tensor): found for tensor in given if (found := provenance.elements(tensor)) is not None}
+    known = {id(tensor): found for tensor in given if (found := origins.elements(tensor)) is not None}
     sources = [(tensor, known[id(tensor)]) for tensor in given if id(tensor) in known]
     if not sources:
-        return _of_its_size(provenance, result, names)
+        return _of_its_size(origins, result, names)
     if operation in REARRANGING and companions is not None:
         tensor, elements = sources[0]
         if len(sources) == 1 and elements.index is None and _consecutive(operation, tensor, result):
@@ -118,13 +127,13 @@ def elements_of(
     wide = [(tensor, found) for tensor, found in sources if _broadcasts(tensor, result)]
     if len(wide) == 1 and result.numel() > wide[0][0].numel() > 1:
         tensor, found = wide[0]
-        return Elements("", 0, found.places(provenance, tensor.shape, tensor.device).expand(result.shape))
-    return _of_its_size(provenance, result, names)
+        return Elements("", 0, found.places(origins, tensor.shape, tensor.device).expand(result.shape))
+    return _of_its_size(origins, result, names)
 
 
-def _of_its_size(provenance: "Provenance", result: Tensor, names: frozenset[str]) -> Elements | None:
+def _of_its_size(origins: "Origins", result: Tensor, names: frozenset[str]) -> Elements | None:
     """Return the one parameter of the result's size behind it: of rotated weights, say."""
-    same = [name for name in names if provenance.parameters[name].numel() == result.numel()]
+    same = [name for name in names if origins.parameters[name].numel() == result.numel()]
     return Elements(same[0]) if len(same) == 1 else None
 
 
@@ -132,19 +141,21 @@ def _consecutive(operation: str, given: Tensor, result: Tensor) -> bool:
     """Return whether the elements of the result follow one after the other among those given."""
     if operation in _SAME_ORDER and result.numel() == given.numel() and result.is_contiguous():
         return operation != "get" or result.shape == given.shape
-    is_view = result.untyped_storage()._cdata == given.untyped_storage()._cdata
+    is_view = storage_of(result) == storage_of(given)
     return is_view and result.is_contiguous() and given.is_contiguous()
 
 
 def _distance(given: Tensor, result: Tensor) -> int:
-    if result.untyped_storage()._cdata != given.untyped_storage()._cdata:
+    if storage_of(result) != storage_of(given):
         return 0
     return result.storage_offset() - given.storage_offset()
 
 
 def _broadcasts(tensor: Tensor, result: Tensor) -> bool:
     shape = tensor.shape
-    return len(shape) <= result.dim() and all(a in (1, b) for a, b in zip(shape[::-1], result.shape[::-1], strict=False))
+    return len(shape) <= result.dim() and all(
+        a in (1, b) for a, b in zip(shape[::-1], result.shape[::-1], strict=False)
+    )
 
 
 def _equal(one: Elements, other: Elements) -> bool:

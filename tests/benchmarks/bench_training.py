@@ -27,9 +27,10 @@ from bnnft.nn import BinaryActivation, BinaryLinear
 
 STEPS, RUNS, WIDTH, BATCH = 20, 4, 2048, 256
 LAYERS = {
-    "bnnft.nn, latent": (lambda inputs, outputs: BinaryLinear(inputs, outputs, bias=False), "latent"),
+    "bnnft.nn": (lambda inputs, outputs: BinaryLinear(inputs, outputs, bias=False), "auto"),
+    "hand-written": (patterns.SignFunction, "auto"),
+    "hand-written, centred": (patterns.Scaled, "auto"),
     "hand-written, latent": (patterns.SignFunction, "latent"),
-    "hand-written, operand": (patterns.Scaled, "operand"),
 }
 
 

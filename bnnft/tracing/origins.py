@@ -1,0 +1,121 @@
+"""What tensors are made of, by the memory that they lie in."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from bnnft.tracing.elements import Elements, storage_of
+
+
+class Origin(NamedTuple):
+    """What a tensor is made of.
+
+    Attributes:
+        parameters: names of the parameters behind it.
+        floats: those whose values came to it without passing a mark.
+        marks: what :meth:`bnnft.tracing.provenance.Provenance.made` left on the tensors behind it.
+    """
+
+    parameters: frozenset[str] = frozenset()
+    floats: frozenset[str] = frozenset()
+    marks: frozenset[Any] = frozenset()
+
+
+CONSTANT = Origin()
+
+
+def merged(origins: Iterable[Origin | None]) -> Origin:
+    """Return what a tensor is made of that is made of several others."""
+    known = [origin for origin in origins if origin is not None]
+    return Origin(*(frozenset().union(*(origin[field] for origin in known)) for field in range(3)))
+
+
+class Origins:
+    """The origins of all tensors that are made of parameters, buffers and constants alone.
+
+    Args:
+        model: whose parameters are known by their qualified names, a tied one by its first.
+
+    Attributes:
+        parameters: by name.
+        written: names of the parameters that an operation wrote to.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = {name: each for name, each in model.named_parameters() if not is_lazy(each)}
+        self.written: set[str] = set()
+        self._origins: dict[int, tuple[Origin, Tensor]] = {}  # the tensor keeps its memory from being used again
+        self._elements: dict[Any, Elements] = {}  # by memory and layout
+        self._owners: dict[int, str] = {}  # memory of parameters
+
+    def clear(self) -> None:
+        """Forget all tensors."""
+        for known in (self._origins, self._elements, self._owners):
+            known.clear()
+
+    def register(self, module: nn.Module, name: str) -> None:
+        """Take note of what a module holds now: parameters may be others than before, gathered ones of shards, say."""
+        for attribute, parameter in module._parameters.items():
+            if parameter is None or is_lazy(parameter) or storage_of(parameter) in self._owners:
+                continue
+            qualified = f"{name}.{attribute}" if name else attribute
+            self.parameters[qualified] = parameter  # new, or another one than before
+            self.own(qualified, parameter)
+        held = [*module._buffers.values(), *(value for value in vars(module).values() if isinstance(value, Tensor))]
+        for tensor in held:
+            if tensor is not None and storage_of(tensor) not in self._owners:
+                self.keep(tensor, CONSTANT)
+
+    def own(self, name: str, parameter: Tensor) -> None:
+        """Take note of a parameter."""
+        self._owners[storage_of(parameter)] = name
+        self.keep(parameter, Origin(frozenset([name]), frozenset([name])))
+        self._elements[_layout(parameter)] = Elements(name)
+        for value in vars(parameter).values():
+            if isinstance(value, Tensor) and value is not parameter.grad:
+                self.keep(value, CONSTANT)  # a latent that hangs on its parameter, say
+
+    def moved(self, parameter: Tensor, memory: int) -> None:
+        """Take note that a tensor lies in other memory now than before: ``parameter.data = values``."""
+        if storage_of(parameter) == memory:
+            return
+        self._origins.pop(memory, None)
+        if (owner := self._owners.pop(memory, None)) is not None:
+            self.own(owner, parameter)
+            self.written.add(owner)
+
+    def keep(self, tensor: Tensor, origin: Origin, elements: Elements | None = None) -> None:
+        """Take note of what a tensor is made of, and of which elements."""
+        self._origins[storage_of(tensor)] = origin, tensor
+        if elements is not None:
+            self._elements[_layout(tensor)] = elements
+
+    def view(self, tensor: Tensor, elements: Elements) -> None:
+        """Take note of which elements a tensor stands for that lies in memory that is known."""
+        self._elements[_layout(tensor)] = elements
+
+    def forget(self, tensor: Tensor) -> None:
+        """Take note that a tensor is of the batch now."""
+        self._origins.pop(storage_of(tensor), None)
+
+    def of(self, tensor: Tensor) -> Origin | None:
+        """Return what a tensor is made of, ``None`` if it is of the batch."""
+        found = self._origins.get(storage_of(tensor))
+        return None if found is None else found[0]
+
+    def elements(self, tensor: Tensor) -> Elements | None:
+        """Return which elements of parameters a tensor's elements stand for, if it is known."""
+        return self._elements.get(_layout(tensor))
+
+    def owner(self, tensor: Tensor) -> str | None:
+        """Return the name of the parameter that a tensor is, or is a view of."""
+        return self._owners.get(storage_of(tensor))
+
+
+def _layout(tensor: Tensor) -> Any:
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    return storage_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
