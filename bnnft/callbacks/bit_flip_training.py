@@ -117,8 +117,8 @@ class BitFlipTraining(Callback):
         """Return whether Lightning counts the running batch as done: a run that resumes goes on after it."""
         if self._batch is None or self._trainer is None:
             return False
-        progress = self._trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.processed == progress.ready
+        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
+        return bool(progress.processed == progress.ready)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh, and say what published figures the flips stand for."""

@@ -148,11 +148,12 @@ class Injection:
         made = [site for site in self.sites if site.where in ("made", "stored") and site.name in here]
         latent = [site for site in self.sites if site.where == "latent" and site.name in here]
         layer = [site for site in self.sites if site.where == "layer" and site.name in here]
-        lent = LayerFlips(self.model, layer, here, self._exact, bool(compiled_modules(self.model)))
+        drawn = {name: each for name, each in here.items() if isinstance(each, Tensor)}
+        lent = LayerFlips(self.model, layer, drawn, self._exact, bool(compiled_modules(self.model)))
         contexts: list[Any] = [
             ActivationFlips(self.model, self.neurons, error_model, key, self._exact),
             lent,
-            LatentFlips(self.model, latent, here, exact=self._exact, check=check),
+            LatentFlips(self.model, latent, drawn, exact=self._exact, check=check),
         ]
         if made or watch:
             first = self.finder.first_names()

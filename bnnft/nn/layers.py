@@ -18,7 +18,7 @@ class StoredBits(nn.Module):
             dict.
     """
 
-    weight: nn.Parameter
+    weight: Any
     flips: tuple[Flips, ...] = ()
 
     def bits(self) -> Tensor:
