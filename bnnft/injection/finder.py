@@ -15,6 +15,7 @@ from bnnft.tracing.binary import TwoValues, differs_at_once, same_sides, sides_o
 from bnnft.tracing.elements import Elements
 from bnnft.tracing.origins import Origin
 from bnnft.tracing.provenance import Provenance
+from bnnft.tracing.sharding import whole
 from bnnft.tracing.tracking import LINEAR_MAPS
 
 # operations whose weights have their neurons in rows
@@ -228,7 +229,7 @@ class Finder(Provenance):
 
     def _compared_with_latent(self, owner: str, operand: Tensor, found: TwoValues | None) -> tuple[bool, int]:
         """Return whether an operand has the signs of its latent weight, and what is made of a latent of 0."""
-        latent = self.origins.parameters[owner].detach()
+        latent = whole(self.origins.parameters[owner])
         signs = latent.sign().to(torch.int8)
         if found is None or (there := self.at(operand, signs, Elements(owner))) is None:
             return False, 1

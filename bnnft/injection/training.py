@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from bnnft.ber import (
     ErrorModel,
@@ -21,6 +21,7 @@ from bnnft.injection.proof import Proof
 from bnnft.injection.scheduled import ScheduledErrors
 from bnnft.injection.sites import Site, Weights, no_sites, sites_of, state_of
 from bnnft.injection.undecided import Undecided, unsettled
+from bnnft.tracing.sharding import whole
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class BitFlips:
         self._parameters: list[int] = []
         self._undecided = Undecided(self.injection.finder, say)
         self._said: set[Any] = set()
+        self._restored: list[_DrawnBits] = []  # of the last watched batch
 
     def batch(self) -> "Batch":
         """Return the context of a training batch: its forwards and backwards, and the optimizer's step if you like."""
@@ -125,6 +127,7 @@ class BitFlips:
         injection, key = self.injection, Key(self.seed, self.batches, purpose="training")
         self._notice_new_parameters()
         error_model = self.errors.at(self.batches)
+        self._prove_restored()
         flips = draw_flips(injection.sites, error_model, key)
         due = any(self._proof.due(site, flips[site.name]) for site in injection.sites)
         watch = injection.target != "activations" and (
@@ -133,8 +136,25 @@ class BitFlips:
         injection.finder.proof = self._proof if watch and (due or self._look) else None
         if injection.finder.proof is not None:
             self._proof.expect(injection.sites, flips, injection.finder.first_names())
+            self._restored = [_DrawnBits(site, flips[site.name]) for site in injection.sites if site.where == "latent"]
         stack.enter_context(injection.under(flips, error_model, key, watch=watch, check=watch))
         return bool(injection.neurons) or not all(map(is_none, flips.values()))
+
+    def _prove_restored(self) -> None:
+        """Check that latents came back from the last watched batch, but for the few that an update may change.
+
+        Raises:
+            RuntimeError: an object of the user's has put flipped ones back.
+        """
+        kept = [bits.name for bits in self._restored if bits.stand_flipped()]
+        self._restored = []
+        if kept and self.injection.how == "latent":
+            raise RuntimeError(
+                f"{', '.join(kept)}: the flipped signs stand although they were restored: something saves the latent "
+                "weights in the batch and writes them back after it. how='operand' flips the bits where they are made"
+            )
+        sites = self.injection.sites
+        self.injection.sites = [site._replace(where="made") if site.name in kept else site for site in sites]
 
     def _finish(self) -> None:
         """Learn from a batch that is done."""
@@ -221,6 +241,21 @@ class BitFlips:
                 f"binary operands that come of no single parameter have no flips: {where}. They are constants, made of "
                 "several parameters, or kept from an earlier forward"
             )
+
+
+class _DrawnBits:
+    """Signs of a latent weight at the bits that are drawn, before they are flipped."""
+
+    def __init__(self, site: Site, flips: Any) -> None:
+        self.name, self._weight, self._places = site.name, site.weight, flips
+        self._clean = self._signs()
+
+    def stand_flipped(self) -> bool:
+        """Return whether most of them, and not few by chance, have changed since."""
+        return len(self._places) >= 20 and float((self._signs() != self._clean).float().mean()) > 0.5
+
+    def _signs(self) -> Tensor:
+        return whole(self._weight).reshape(-1)[self._places].signbit()
 
 
 class Batch:
