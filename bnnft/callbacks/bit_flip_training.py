@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, check_layers, checked_choice
+from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, checked_choice
 from bnnft.callbacks.announcement import announce
 from bnnft.callbacks.clean_pass import CleanPass
 from bnnft.callbacks.manual_steps import ManualSteps
@@ -140,7 +140,7 @@ class BitFlipTraining(Callback):
             raise RuntimeError("gradient='average' runs each batch twice, which manual optimization has to do itself")
         self._neurons = [] if self.target == "weights" else find_activations(pl_module, self.activations)
         if self.target == "activations":
-            check_layers(self.error_model, self._neurons)
+            self.error_model.check_layers(self._neurons)
             self._watches_left = 0
         else:
             self._find_weights(trainer, pl_module)
@@ -298,4 +298,4 @@ class BitFlipTraining(Callback):
         check_steps(self._sites)
 
     def _check_layers(self) -> None:
-        check_layers(self.error_model, [*(site.name for site in self._sites), *self._neurons])
+        self.error_model.check_layers([*(site.name for site in self._sites), *self._neurons])

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bnnft.ber import ErrorModel, Independent, Key, at_rate, check_layers, has_field
+from bnnft.ber import ErrorModel, Key, as_error_model
 from bnnft.evaluation.curve import BERCurve
 from bnnft.injection.activation import ActivationFlips, Target, checked_target, find_activations
 from bnnft.injection.flipped import TurnedBits, draw_flips, is_none
@@ -20,13 +20,17 @@ from bnnft.injection.operands import OperandWatch
 from bnnft.injection.sites import Site, Weights, binarized_weights, no_sites, watched_sites
 
 
-def error_models(rates: Sequence[float], error_model: ErrorModel | None = None, axis: str = "rate") -> list[ErrorModel]:
-    """Return the error model once for each value of one of its parameters.
+def error_models(
+    rates: Iterable[float] | None = None, error_model: float | ErrorModel | None = None, axis: str | None = None
+) -> list[ErrorModel]:
+    """Return the error model once for each point of a curve.
 
     Args:
-        rates: strictly ascending rates, or values of another parameter, from the fewest errors to the most.
-        error_model: independent flips if ``None``.
-        axis: the parameter; ``"rate"`` for all error models that have a rate, if only the mean of several.
+        rates: strictly ascending rates, or values of another parameter, from the fewest errors to the most; the points
+            of the error model if ``None``.
+        error_model: a bit error rate or an error model; independent flips if ``None``.
+        axis: the parameter; ``"rate"`` for all error models that have a rate, if only the mean of several; the axis of
+            the error model if ``None``.
 
     Raises:
         TypeError, ValueError: no rates, not in order, or out of range; the error model has no such parameter.
@@ -35,17 +39,44 @@ def error_models(rates: Sequence[float], error_model: ErrorModel | None = None, 
         >>> error_models([0, 0.1])
         [Independent(rate=0.0), Independent(rate=0.1)]
     """
-    template: Any = Independent(0.0) if error_model is None else error_model
-    if not has_field(template, axis) and not (axis == "rate" and hasattr(template, "at_rate")):
-        raise ValueError(f"axis must name a parameter of the error model {template!r}, got {axis!r}")
-    down = all(b < a for a, b in pairwise(rates)) and axis != "rate"
-    if not len(rates) or not (down or all(b > a for a, b in pairwise(rates))):
-        raise ValueError(f"rates must be a list of one or more strictly ascending numbers, got {list(rates)!r}")
-    models = [at_rate(template, rate) if axis == "rate" else replace(template, **{axis: rate}) for rate in rates]
-    growing = [getattr(model, "rate", 0) for model in models]
-    if any(b < a for a, b in pairwise(growing)):
-        raise ValueError(f"rates must go from the fewest errors to the most, got {list(rates)!r} for axis {axis!r}")
+    template = as_error_model(0.0 if error_model is None else error_model)
+    axis, rates = curve_axis(rates, template, axis)
+    up, down = (all(low < high for low, high in pairwise(order)) for order in (rates, rates[::-1]))
+    if not rates or not (up or (down and axis not in ("rate", "scale"))):
+        order = "ascending" if axis in ("rate", "scale") else "ascending or descending"
+        raise ValueError(f"rates must be a list of one or more strictly {order} numbers, got {rates!r}")
+    models = [template.at(axis, rate) for rate in rates]
+    growing = [model.rate for model in models if model.rate is not None]
+    if any(high < low for low, high in pairwise(growing)):
+        raise ValueError(f"rates must go from the fewest errors to the most, got {rates!r} for axis {axis!r}")
     return models
+
+
+def curve_axis(
+    rates: Iterable[float] | None, error_model: float | ErrorModel | None, axis: str | None
+) -> tuple[str, list[float]]:
+    """Return the parameter that a curve goes over, and its values: those of the error model unless they are given.
+
+    Raises:
+        TypeError: the rates are no list of numbers.
+        ValueError: only the axis is given, and it isn't the error model's.
+
+    Example:
+        >>> from bnnft.ber import Sram65
+        >>> curve_axis(None, Sram65(), None)
+        ('voltage', [0.55, 0.54, 0.53, 0.52, 0.51, 0.5])
+    """
+    template = as_error_model(0.0 if error_model is None else error_model)
+    axis = template.axis if axis is None else axis
+    if rates is None:
+        if axis != template.axis:
+            raise ValueError(f"rates must be given for axis {axis!r}: the points of {template!r} are a {template.axis}")
+        rates = template.points
+    given: Any = rates
+    values = list(given) if isinstance(given, Iterable) else [given]
+    if not isinstance(given, Iterable) or any(isinstance(v, bool) or not isinstance(v, Real) for v in values):
+        raise TypeError(f"rates must be a list of numbers, got {given!r}")
+    return axis, values
 
 
 class AccuracyMeter:
@@ -121,7 +152,7 @@ class AccuracyMeter:
         if self.target != "activations":
             self.sites = evaluation_sites(self.model, self.weights, forward)
         for error_model in self.models:
-            check_layers(error_model, [*(site.name for site in self.sites), *self.activations])
+            error_model.check_layers([*(site.name for site in self.sites), *self.activations])
         draws = range(self.right.shape[1])
         self.flips = [[draw_flips(self.sites, each, Key(self.seed, draw)) for draw in draws] for each in self.models]
         self._repeats = [
@@ -199,12 +230,12 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 def accuracy_over_ber(
     model: nn.Module,
     dataloader: Iterable[Any],
-    rates: Sequence[float],
+    rates: Iterable[float] | None = None,
     maps: int = 5,
     seed: int = 0,
     *,
-    error_model: ErrorModel | None = None,
-    axis: str = "rate",
+    error_model: float | ErrorModel | None = None,
+    axis: str | None = None,
     weights: Weights | None = None,
     target: Target = "weights",
     activations: Sequence[str] | None = None,
@@ -216,11 +247,11 @@ def accuracy_over_ber(
         model: any module with binarized weights, of known layers or not (those are found in the first batch).
         dataloader: yields batches ``(inputs, targets)``, which are moved to the device of the weights.
         rates: strictly ascending bit error rates in [0, 1]; values of another parameter from the fewest errors to the
-            most.
+            most; the points of the error model if ``None``.
         maps: fault maps at each rate, >= 1. A map is shared by all samples, as in a memory.
         seed: of the fault maps, >= 0.
         error_model: whose parameter ``axis`` takes the rates; independent flips if ``None``.
-        axis: the parameter of the error model that ``rates`` sets.
+        axis: the parameter of the error model that ``rates`` sets; the error model's own axis if ``None``.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         target: flip ``"weights"``, ``"activations"`` (anew in each batch) or ``"both"``.
         activations: patterns of names, see :func:`bnnft.injection.activation.find_activations`.
@@ -240,6 +271,7 @@ def accuracy_over_ber(
         >>> curve.mean[0], curve.mean[1] < 0.5
         (1.0, True)
     """
+    axis, rates = curve_axis(rates, error_model, axis)
     models = error_models(rates, error_model, axis)
     meter = AccuracyMeter(model, models, maps, seed, weights, target, activations)
     device = meter.total.device

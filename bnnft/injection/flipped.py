@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bnnft.ber import ErrorModel, Key, as_error_model, check_layers, checked_choice, reads_bits
+from bnnft.ber import ErrorModel, Key, as_error_model, checked_choice, checked_flips
 from bnnft.injection.activation import ActivationFlips, Target, checked_target, find_activations
 from bnnft.injection.latent import TurnedWeight, turn_signs
 from bnnft.injection.operand import Flips, OperandFlips
@@ -132,15 +132,19 @@ def draw_flips(sites: Sequence[Site], error_model: ErrorModel, key: Key) -> dict
     flips: dict[str, Flips] = {}
     for site in sites:
         own = key.at(site.position, site.name)
-        if not reads_bits(error_model):
-            flips[site.name] = error_model.flips(site.weight.detach(), own)
+        if not error_model.reads_bits:
+            flips[site.name] = _drawn(error_model, own, site.weight.detach())
         elif site.in_operand:
-            flips[site.name] = partial(error_model.flips, key=own)
+            flips[site.name] = partial(_drawn, error_model, own)
         else:
             weight = whole(site.weight)
             bits = weight if site.zero is None else torch.where(weight == 0, float(site.zero), weight)
-            flips[site.name] = error_model.flips(bits, own)
+            flips[site.name] = _drawn(error_model, own, bits)
     return flips
+
+
+def _drawn(error_model: ErrorModel, key: Key, weight: Tensor) -> Tensor:
+    return checked_flips(error_model.flips(weight, key), weight, error_model, key.name)
 
 
 def is_none(flips: Flips) -> bool:
@@ -197,7 +201,7 @@ def flipped(
     error_model, key = as_error_model(error_model), Key(seed, draw)
     sites = [] if target == "activations" else find_sites(model, weights)
     neurons = [] if target == "weights" else find_activations(model, activations)
-    check_layers(error_model, [site.name for site in sites] + neurons)
+    error_model.check_layers([site.name for site in sites] + neurons)
     flips = draw_flips(sites, error_model, key)
     with ExitStack() as stack:
         stack.enter_context(ActivationFlips(model, neurons, error_model, key, exact=gradient == "exact"))
