@@ -51,4 +51,4 @@ class Composition(ErrorModel):
         Raises:
             TypeError, ValueError: one of them has no rate, or can't have this one.
         """
-        return self.at("scale", factor * self.scale)
+        return self if factor == 1 else self.at("scale", factor * self.scale)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from bnnft.ber import ErrorModel, Key, as_error_model
 from bnnft.callbacks.announcement import announce
-from bnnft.evaluation.accuracy import AccuracyMeter, checked_maps, classified_correctly, curve_axis, error_models
+from bnnft.evaluation.accuracy import AccuracyMeter, checked_maps, classified_correctly
 from bnnft.evaluation.curve import BERCurve, checked_drop
+from bnnft.evaluation.points import curve_axis, error_models
 from bnnft.injection.activation import Target, checked_target
 from bnnft.injection.sites import Weights
 from bnnft.loggers import curve_table, log_curve, log_merged
