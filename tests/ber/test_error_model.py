@@ -1,11 +1,12 @@
 """What an error model has without saying so, and how it says otherwise."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pytest
 import torch
 
-from bnnft.ber import ErrorModel, Independent, Key
+from bnnft.ber import ErrorModel, Independent, Key, checked_flips
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,15 @@ def test_without_a_rate_none_can_be_set(change):
     with pytest.raises(TypeError, match=r"EveryOther\(step=3\) has no rate to set: it needs a field `rate`"):
         change(EveryOther(3))
     assert EveryOther(3).scaled(1) == EveryOther(3)
+
+
+def test_the_error_model_of_the_readme_works_as_it_says():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    code = text.split("## A new error model")[1].split("```python")[1].split("```")[0]
+    names = {"__name__": "readme"}
+    exec(code, names)
+    model = names["EveryOther"](100)
+    flips = model.flips(torch.zeros(3, 100), Key())
+    assert checked_flips(flips, torch.zeros(3, 100), model, "fc1.weight").tolist() == [0, 100, 200]
+    assert not model.reads_bits
+    assert [model.at(model.axis, point).step for point in model.points] == [1000, 100, 10]
