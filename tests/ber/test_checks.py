@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from bnnft.ber import Independent, as_error_model, checked_flips, checked_rate
+from bnnft import accuracy_over_ber, flipped
+from bnnft.ber import ErrorModel, Independent, as_error_model, checked_flips, checked_rate
+from bnnft.nn import BinaryActivation, BinaryLinear
 
 WEIGHT = torch.zeros(4, 5)
 
@@ -77,3 +80,36 @@ def test_all_else_is_refused_with_error_model_and_layer(flips, error, says):
 def test_a_weight_without_a_bit_has_no_flips():
     with pytest.raises(ValueError, match="got 0"):
         checked_flips(torch.tensor([0]), torch.zeros(0, 3), Independent(0.1), "fc1.weight")
+
+
+class Twice(ErrorModel):
+    """Lists a bit twice."""
+
+    axis, points = "bit", (1,)
+
+    def __init__(self, bit=1):
+        self.bit = bit
+
+    def flips(self, weight, key):
+        return torch.tensor([self.bit, self.bit])
+
+
+class Centred(nn.Linear):
+    """Its bits are made in its forward, and have no latent weight."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, (self.weight - self.weight.mean(1, keepdim=True)).sign())
+
+
+@pytest.mark.parametrize(("target", "layer"), [("weights", "0.weight"), ("activations", "1")])
+def test_flips_are_checked_wherever_they_are_drawn(target, layer):
+    model = nn.Sequential(BinaryLinear(8, 4, bias=False), BinaryActivation())
+    says = rf"flips of Twice\(bit=1\) for '{layer}' must be sorted and distinct"
+    with pytest.raises(ValueError, match=says), flipped(model, Twice(), target=target):
+        model(torch.randn(2, 8))
+
+
+def test_flips_are_checked_where_a_forward_makes_the_bits():
+    data = [(torch.randn(4, 8), torch.zeros(4, dtype=torch.int64))]
+    with pytest.raises(ValueError, match=r"flips of Twice\(bit=1\) for 'weight' must be sorted and distinct"):
+        accuracy_over_ber(Centred(8, 4), data, maps=1, error_model=Twice())

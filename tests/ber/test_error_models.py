@@ -15,8 +15,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from scipy.stats import binomtest
+from torch import nn
 
 import bnnft.ber
+from bnnft import flipped
 from bnnft.ber import (
     Asymmetric,
     Bram28,
@@ -33,7 +35,7 @@ from bnnft.ber import (
     as_error_model,
     checked_flips,
 )
-from bnnft.injection.latent import turn_signs
+from bnnft.nn import BinaryLinear
 
 FALSE_ALARM = 1e-9
 
@@ -236,12 +238,14 @@ def test_errors_at_half_the_rate_are_of_the_same_kind(example, weight):
 
 
 @every_model
-def test_flipping_and_restoring_is_exact(example, weight):
-    flips, flipped = example.model.flips(weight, Key(1)), weight.clone()
-    turn_signs(flipped, flips)
-    assert torch.equal((flipped != weight).flatten().nonzero().squeeze(1), flips)
-    turn_signs(flipped, flips)
-    assert torch.equal(flipped, weight)
+def test_flipping_and_restoring_is_exact(example):
+    layer = BinaryLinear(300, 50, bias=False)
+    before = layer.weight.detach().clone()
+    with flipped(nn.ModuleDict({"fc1": layer}), example.model, seed=1) as flips:
+        changed = (layer.weight.detach() != before).flatten().nonzero().squeeze(1)
+    assert torch.equal(changed, flips["fc1.weight"])
+    assert torch.equal(changed, example.model.flips(before, Key(1, name="fc1.weight")))
+    assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))
 
 
 @every_model
