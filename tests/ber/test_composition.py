@@ -15,6 +15,7 @@ def test_a_scale_multiplies_all_rates():
     }
     assert Sequence([Chip(0.1, chip=7), 0.2], scale=2).parts == (Chip(0.2, chip=7), Independent(0.4))
     assert Sequence([0.1]).scaled(0.5) == Sequence([0.1], scale=0.5)
+    assert Sequence([0.1], scale=3).scaled(0.5) == Sequence([0.1], scale=1.5)
     assert Sequence([Sram65(0.5)], scale=0.5).parts == (Chip(0.0078, chip=0),)
 
 
