@@ -1,24 +1,17 @@
 """How stored bits go wrong: error models, and the random bits behind them.
 
-An error model is anything with ``flips(weight, key) -> sorted flat indices of the stored bits that read wrong``;
-stored bit 1 is weight +1.
+An error model subclasses :class:`ErrorModel`, whose one abstract method is ``flips(weight, key)``: it returns the
+sorted flat indices of the stored bits that read wrong. Stored bit 1 is weight +1.
 """
 
 from bnnft.ber.asymmetric import Asymmetric
 from bnnft.ber.bram28 import Bram28
+from bnnft.ber.checks import checked_choice, checked_flips, checked_rate
 from bnnft.ber.chip import Chip
 from bnnft.ber.clustered import Clustered
-from bnnft.ber.error_model import (
-    ErrorModel,
-    at_rate,
-    check_layers,
-    checked_choice,
-    checked_rate,
-    has_field,
-    reads_bits,
-    scaled,
-)
-from bnnft.ber.independent import Independent, as_error_model
+from bnnft.ber.conversion import as_error_model
+from bnnft.ber.error_model import ErrorModel
+from bnnft.ber.independent import Independent
 from bnnft.ber.per_layer import PerLayer
 from bnnft.ber.random_bits import Key
 from bnnft.ber.rram import Rram
@@ -48,12 +41,8 @@ __all__ = [
     "Steps",
     "Uniform",
     "as_error_model",
-    "at_rate",
-    "check_layers",
     "checked_choice",
+    "checked_flips",
     "checked_rate",
     "checked_schedule",
-    "has_field",
-    "reads_bits",
-    "scaled",
 ]

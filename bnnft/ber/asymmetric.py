@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bnnft.ber.error_model import checked_rate, stored_ones
+from bnnft.ber.checks import checked_rate
+from bnnft.ber.error_model import ErrorModel, stored_ones
 from bnnft.ber.random_bits import Key, below_at, bernoulli_indices, where_true
 
 
 @dataclass(frozen=True)
-class Asymmetric:
+class Asymmetric(ErrorModel):
     """A stored 0 reads as 1 at one rate, a stored 1 as 0 at another, independently of all other bits and draws.
 
     Flips are drawn at the larger rate, and those of the other bit thinned: the work goes with the flips.

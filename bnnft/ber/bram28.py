@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from bnnft.ber.checks import checked_choice
 from bnnft.ber.chip import Chip
 from bnnft.ber.clustered import Clustered
-from bnnft.ber.error_model import checked_choice
 from bnnft.ber.preset import Preset, rate_at
 
 Placement = Literal["independent", "bitline"]
@@ -46,6 +46,7 @@ class Bram28(Preset):
     placement: Placement = "independent"
 
     source = "data of Salami, Unsal, Cristal, MICRO 2018, github.com/behzadsalami/FPGA-BRAMs-Undervoltig-Study (VC707)"
+    axis, points = "voltage", (0.6, 0.59, 0.58, 0.57, 0.56, 0.55, 0.54)
 
     def __post_init__(self) -> None:
         checked_choice(self.placement, Placement, "placement")

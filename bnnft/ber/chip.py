@@ -7,14 +7,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bnnft.ber.error_model import checked_chip, checked_choice, checked_rate, stored_ones
+from bnnft.ber.checks import checked_chip, checked_choice, checked_rate
+from bnnft.ber.error_model import ErrorModel, stored_ones
 from bnnft.ber.random_bits import Key, below_at, places_below, where_true
 
 Kind = Literal["flip", "stuck_at"]
 
 
 @dataclass(frozen=True)
-class Chip:
+class Chip(ErrorModel):
     """The cells of one die that fail at a rate: each has a number, uniform in [0, 1], and fails where it is below.
 
     So maps nest: what fails at one rate fails at every higher one, as measured on real arrays, where 98.4 to 100 % of
@@ -61,7 +62,7 @@ class Chip:
 
     @property
     def reads_bits(self) -> bool:
-        """Whether flips depend on what is stored."""
+        """Whether the flips depend on the stored bits."""
         return self.kind == "stuck_at"
 
     def flips(self, weight: Tensor, key: Key) -> Tensor:

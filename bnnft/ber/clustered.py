@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bnnft.ber.checks import checked_choice
 from bnnft.ber.chip import Chip
-from bnnft.ber.error_model import checked_choice
 from bnnft.ber.random_bits import Key, places_below, uniforms
 
 Lines = Literal["bitline", "wordline"]

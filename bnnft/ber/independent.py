@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bnnft.ber.error_model import ErrorModel, checked_rate
+from bnnft.ber.checks import checked_rate
+from bnnft.ber.error_model import ErrorModel
 from bnnft.ber.random_bits import Key, bernoulli_indices
 
 
 @dataclass(frozen=True)
-class Independent:
+class Independent(ErrorModel):
     """Every stored bit reads wrong with the same probability, independently of all others and of all other draws.
 
     Args:
@@ -37,16 +38,3 @@ class Independent:
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the bits that read wrong in this draw."""
         return bernoulli_indices(weight.numel(), self.rate, key.stream(), weight.device)
-
-
-def as_error_model(value: float | ErrorModel) -> ErrorModel:
-    """Return an error model as it is, and a bare rate as independent flips at this rate.
-
-    Raises:
-        TypeError, ValueError: neither an error model nor a number in [0, 1].
-
-    Example:
-        >>> as_error_model(0.1)
-        Independent(rate=0.1)
-    """
-    return value if isinstance(value, ErrorModel) and not isinstance(value, type) else Independent(value)  # type: ignore[arg-type]

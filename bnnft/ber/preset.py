@@ -1,25 +1,18 @@
 """What published memories share: figures with a source, and the error model that stands for them."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar
 
 from torch import Tensor
 
-from bnnft.ber.error_model import ErrorModel, reads_bits, scaled
+from bnnft.ber.error_model import ErrorModel
 from bnnft.ber.random_bits import Key
 
 
-class Preset(ABC):
-    """A published memory at one operating point; a subclass says which error model that is.
-
-    Attributes:
-        source: where its figures are published.
-    """
-
-    source: ClassVar[str]
+class Preset(ErrorModel):
+    """A published memory at one operating point; a subclass says which error model that is."""
 
     def __post_init__(self) -> None:
         assert self.model is not None  # built now, so that it raises now
@@ -35,13 +28,18 @@ class Preset(ABC):
         """The share of bits that read wrong where as many ones as zeros are stored."""
 
     @property
+    @abstractmethod
+    def source(self) -> str:
+        """Where its figures are published."""
+
+    @property
     def reads_bits(self) -> bool:
-        """Whether flips depend on what is stored."""
-        return reads_bits(self.model)
+        """Whether the flips depend on the stored bits."""
+        return self.model.reads_bits
 
     def at_rate(self, rate: float) -> ErrorModel:
         """Return errors of the same kind at another rate, which the source does not speak of."""
-        return scaled(self.model, rate / self.rate)
+        return self.model.scaled(rate / self.rate)
 
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the bits that read wrong in this draw."""

@@ -8,12 +8,13 @@ by tensor operations. torch's own generators are never touched.
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))  # shifts and multipliers of the mix
 _BLOCK = 1 << 15  # words computed at a time on a CPU: the work stays in its cache
 
 
@@ -23,9 +24,10 @@ def _signed(word: int) -> int:
 
 
 def _mix(word: int) -> int:
-    word = ((word ^ (word >> 30)) * _MULTIPLIERS[0]) & _MASK
-    word = ((word ^ (word >> 27)) * _MULTIPLIERS[1]) & _MASK
-    return word ^ (word >> 31)
+    for shift, multiplier in _ROUNDS:
+        word ^= word >> shift
+        word = (word * (multiplier or 1)) & _MASK
+    return word
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,16 @@ def random_words(stream: int, start: int, count: int, device: torch.device | str
 
 
 def _mixed(counters: Tensor, stream: int, start: int, scratch: Tensor) -> Tensor:
-    """Turn ``gamma, 2 gamma, ...`` into the words of a stream from ``start`` on, in place."""
+    """Make ``gamma, 2 gamma, ...`` the words of a stream from ``start`` on, in place."""
     words = counters.add_(_signed((stream + start * _GAMMA) & _MASK))
-    for shift, multiplier in ((30, _MULTIPLIERS[0]), (27, _MULTIPLIERS[1]), (31, None)):
+    if words.device.type == "cpu":  # numpy has unsigned words: no masks, and faster products
+        unsigned, shifted = words.numpy().view(np.uint64), scratch.numpy().view(np.uint64)
+        for shift, multiplier in _ROUNDS:
+            np.bitwise_xor(unsigned, np.right_shift(unsigned, shift, out=shifted), out=unsigned)
+            if multiplier is not None:
+                np.multiply(unsigned, multiplier, out=unsigned)
+        return words
+    for shift, multiplier in _ROUNDS:
         # >> on int64 repeats the sign; the mask makes it the logical shift that the generator wants
         torch.bitwise_right_shift(words, shift, out=scratch).bitwise_and_((1 << (64 - shift)) - 1)
         words.bitwise_xor_(scratch)
@@ -133,7 +142,7 @@ def where_true(mask: Tensor) -> Tensor:
 
 
 def below_at(rate: float, stream: int, places: Tensor) -> Tensor:
-    """Tell of the numbers of :func:`uniforms` at some places (int64, any order) whether they are at most ``rate``.
+    """Return for numbers of :func:`uniforms` at some places (int64, any order) whether they are at most ``rate``.
 
     Example:
         >>> import torch
@@ -151,7 +160,11 @@ def below_at(rate: float, stream: int, places: Tensor) -> Tensor:
 
 
 def _fractions(words: Tensor) -> Tensor:
-    """Turn words into the upper 53 bits plus 1, in place: multiples of 2^-53 without rounding."""
+    """Make words their upper 53 bits plus 1, in place: multiples of 2^-53 without rounding."""
+    if words.device.type == "cpu":
+        unsigned = words.numpy().view(np.uint64)
+        np.right_shift(unsigned, 11, out=unsigned)
+        return words.add_(1)
     return words.bitwise_right_shift_(11).bitwise_and_((1 << 53) - 1).add_(1)
 
 

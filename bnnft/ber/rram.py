@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from bnnft.ber.error_model import checked_rate
+from bnnft.ber.checks import checked_rate
 from bnnft.ber.independent import Independent
 from bnnft.ber.preset import Preset
 
@@ -32,10 +32,15 @@ class Rram(Preset):
     rate: float = _HIGHEST
 
     source = "Buschjaeger et al. 2020, arXiv 2002.00909, abstract: RRAM up to 3.3 % in the ultra low-power setting"
+    points = (0, 0.001, 0.005, 0.01, 0.02, _HIGHEST)
 
     def __post_init__(self) -> None:
         if checked_rate(self.rate) > _HIGHEST:
             raise ValueError(f"rate must be in [0, {_HIGHEST}], the published upper value, got {self.rate!r}")
+
+    def at_rate(self, rate: float) -> "Rram":
+        """Return the same memory at another rate, up to the published one."""
+        return Rram(rate)
 
     @cached_property
     def model(self) -> Independent:

@@ -108,7 +108,8 @@ class Steps:
     """A rate that jumps at certain steps.
 
     Args:
-        factors: the fraction of the rate, in [0, 1], from each step (>= 0) on; 0 before the first one.
+        factors: the fraction of the rate, in [0, 1], from each step (>= 0) on; 0 before the first one. If ``None``, a
+            quarter of the rate from step 0, half of it from step 100 and all of it from step 200 on.
 
     Raises:
         TypeError, ValueError: no mapping, or out of range.
@@ -118,19 +119,21 @@ class Steps:
         [0.1, 0.1, 0.5, 1.0]
     """
 
-    factors: Mapping[int, float]
+    factors: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.factors, Mapping) or not self.factors:
-            raise TypeError(f"factors must map one or more steps to fractions of the rate, got {self.factors!r}")
-        for step, factor in self.factors.items():
+        factors = {0: 0.25, 100: 0.5, 200: 1.0} if self.factors is None else self.factors
+        if not isinstance(factors, Mapping) or not factors:
+            raise TypeError(f"factors must map one or more steps to fractions of the rate, got {factors!r}")
+        for step, factor in factors.items():
             if not isinstance(step, int) or step < 0:
                 raise ValueError(f"factors must have steps >= 0, got {step!r}")
             _check_fraction(factor, f"factors[{step}]")
-        object.__setattr__(self, "factors", dict(self.factors))
+        object.__setattr__(self, "factors", dict(factors))
 
     def factor(self, step: int, seed: int = 0) -> float:
         """Return the fraction of the rate at a step."""
+        assert self.factors is not None
         begun = [first for first in self.factors if first <= step]
         return float(self.factors[max(begun)]) if begun else 0.0
 

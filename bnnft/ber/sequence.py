@@ -4,22 +4,25 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
-from bnnft.ber.error_model import ErrorModel, check_layers, checked_scale, in_one_list, reads_bits, scaled, sources
-from bnnft.ber.independent import as_error_model
-from bnnft.ber.random_bits import Key
+from bnnft.ber.checks import checked_flips, checked_scale
+from bnnft.ber.composition import Composition
+from bnnft.ber.conversion import as_error_model, unwrapped
+from bnnft.ber.error_model import ErrorModel
+from bnnft.ber.random_bits import Key, where_true
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """Bit errors one after the other: a bit that is turned twice is right again.
+class Sequence(Composition):
+    """Bit errors one after the other: a bit that is flipped twice is right again.
 
     Each error model reads the bits that the ones before it left.
 
     Args:
         models: rates or error models, the first comes first.
-        scale: multiplies all rates, >= 0: what a curve over the rate of all of them together sweeps.
+        scale: multiplies all rates, >= 0: what a curve over the rate of all of them together goes over.
 
     Raises:
         TypeError, ValueError: no error model, or a rate is out of range.
@@ -40,39 +43,47 @@ class Sequence:
         if not isinstance(self.models, AbstractSequence) or not self.models:
             raise TypeError(f"models must be a list of one or more rates or error models, got {self.models!r}")
         object.__setattr__(self, "scale", checked_scale(self.scale))
-        object.__setattr__(self, "models", tuple(self.models))
+        object.__setattr__(self, "models", tuple(map(unwrapped, self.models)))
         assert self.parts  # built now, so that it raises now
 
     @cached_property
     def parts(self) -> tuple[ErrorModel, ...]:
         """The error models, with the scale on their rates."""
-        return tuple(scaled(as_error_model(model), self.scale) for model in self.models)
-
-    @property
-    def reads_bits(self) -> bool:
-        """Whether flips depend on what is stored."""
-        return any(map(reads_bits, self.parts))
-
-    @property
-    def source(self) -> str:
-        """Where the figures of its error models are published."""
-        return sources(self.parts)
+        return tuple(as_error_model(model).scaled(self.scale) for model in self.models)
 
     def check_layers(self, names: AbstractSequence[str]) -> None:
         """Raise ValueError if one of the error models does not fit these weights."""
         for part in self.parts:
-            check_layers(part, names)
+            part.check_layers(names)
 
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the bits that read wrong in the end."""
-        flips = self.parts[0].flips(weight, key.part(0))
-        for number, part in enumerate(self.parts[1:], start=1):
-            read = _turned(weight, flips) if reads_bits(part) else weight
-            flips = in_one_list(flips, part.flips(read, key.part(number)), weight.numel())
+        flips = self._flips(0, weight, key)
+        for number in range(1, len(self.parts)):
+            read = _flipped(weight, flips) if self.parts[number].reads_bits else weight
+            flips = in_one_list(flips, self._flips(number, read, key), weight.numel())
         return flips
 
+    def _flips(self, number: int, weight: Tensor, key: Key) -> Tensor:
+        part = self.parts[number]
+        return checked_flips(part.flips(weight, key.part(number)), weight, part, key.name)
 
-def _turned(weight: Tensor, flips: Tensor) -> Tensor:
+
+def in_one_list(first: Tensor, second: Tensor, size: int) -> Tensor:
+    """Return the sorted indices below ``size`` that are in one of two lists only: a bit flipped twice is right again.
+
+    Example:
+        >>> import torch
+        >>> in_one_list(torch.tensor([1, 2]), torch.tensor([2, 5]), size=6)
+        tensor([1, 5])
+    """
+    flipped = torch.zeros(size, dtype=torch.bool, device=first.device)
+    flipped[first] = True
+    flipped[second] = ~flipped[second]
+    return where_true(flipped)
+
+
+def _flipped(weight: Tensor, flips: Tensor) -> Tensor:
     copy = weight.detach().clone().reshape(-1)
     copy[flips] = -copy[flips]
     return copy.view(weight.shape)

@@ -35,6 +35,7 @@ class Sram14(Preset):
     chip: int | None = 0
 
     source = "github.com/IBM/NeuralFuse, faultmodels/randomfault.py: faulty bits at 7 operating points, half stuck at 0"
+    axis, points = "level", (7, 6, 5, 4, 3, 2, 1)
 
     def __post_init__(self) -> None:
         if isinstance(self.level, bool) or not isinstance(self.level, int) or not 1 <= self.level <= len(_FAULTY):

@@ -35,6 +35,7 @@ class Sram65(Preset):
     chip: int | None = 0
 
     source = "Sun et al., Low-VDD Operation of SRAM Synaptic Array, IEEE TVLSI 25(10):2962-2965, 2017, abstract"
+    axis, points = "voltage", (0.55, 0.54, 0.53, 0.52, 0.51, 0.5)
 
     @property
     def rate(self) -> float:

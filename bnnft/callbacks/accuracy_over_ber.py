@@ -1,7 +1,7 @@
 """Measure accuracy under bit errors while Lightning evaluates."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from bnnft.ber import ErrorModel, Key
+from bnnft.ber import ErrorModel, Key, as_error_model
 from bnnft.callbacks.announcement import announce
-from bnnft.evaluation.accuracy import AccuracyMeter, checked_maps, classified_correctly, error_models
+from bnnft.evaluation.accuracy import AccuracyMeter, checked_maps, classified_correctly
 from bnnft.evaluation.curve import BERCurve, checked_drop
+from bnnft.evaluation.points import curve_axis, error_models
 from bnnft.injection.activation import Target, checked_target
 from bnnft.injection.sites import Weights
 from bnnft.loggers import curve_table, log_curve, log_merged
@@ -29,10 +30,10 @@ class AccuracyOverBER(Callback):
 
     Args:
         rates: strictly ascending bit error rates in [0, 1]; values of another parameter from the fewest errors to the
-            most (voltages from the highest down).
+            most (voltages from the highest down); the points of the error model if ``None``.
         maps: fault maps at each rate, >= 1. A fixed chip has one, which is run once however many are asked for.
         error_model: whose parameter ``axis`` takes the rates; independent flips if ``None``.
-        axis: the parameter of the error model that ``rates`` sets; with ``axis="voltage"`` it logs
+        axis: the parameter of the error model that ``rates`` sets, its own axis if ``None``; over a voltage it logs
             ``test/acc_voltage_0p55`` and so on.
         seed: of the fault maps, >= 0; the same as ``seed`` of :func:`bnnft.flipped`.
         drop: of accuracy that ``test/tolerable_ber`` allows, a fraction.
@@ -55,11 +56,11 @@ class AccuracyOverBER(Callback):
 
     def __init__(
         self,
-        rates: Sequence[float],
+        rates: Iterable[float] | None = None,
         maps: int = 5,
         *,
-        error_model: ErrorModel | None = None,
-        axis: str = "rate",
+        error_model: float | ErrorModel | None = None,
+        axis: str | None = None,
         seed: int = 0,
         drop: float = 0.01,
         validation_maps: int = 1,
@@ -69,15 +70,16 @@ class AccuracyOverBER(Callback):
         correct: Callable[[nn.Module, Any], Tensor] | None = None,
         save_dir: str | None = None,
     ) -> None:
-        self._models = error_models(rates, error_model, axis)
+        self.error_model = None if error_model is None else as_error_model(error_model)
+        self.axis, self.rates = curve_axis(rates, self.error_model, axis)
+        self._models = error_models(self.rates, self.error_model, self.axis)
         checked_maps(maps)
         checked_maps(validation_maps)
         checked_drop(drop)
         checked_target(target)
         Key(seed)  # raises if the seed is none
-        self.rates, self.maps, self.error_model, self.axis = list(rates), maps, error_model, axis
-        self.seed, self.drop, self.validation_maps, self.weights = seed, drop, validation_maps, weights
-        self.target, self.activations = target, activations
+        self.seed, self.maps, self.drop, self.validation_maps = seed, maps, drop, validation_maps
+        self.weights, self.target, self.activations = weights, target, activations
         self.correct = classified_correctly if correct is None else correct
         self.save_dir = None if save_dir is None else Path(save_dir)
         self.curve: BERCurve | None = None

@@ -2,49 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bnnft.ber import ErrorModel, Independent, Key, at_rate, check_layers, has_field
+from bnnft.ber import ErrorModel, Key
 from bnnft.evaluation.curve import BERCurve
+from bnnft.evaluation.points import curve_axis, error_models
 from bnnft.injection.activation import Target, checked_target
 from bnnft.injection.flipped import How, Injection, draw_flips, is_none
 from bnnft.injection.operand import Drawn
 from bnnft.injection.sites import Weights
-
-
-def error_models(rates: Sequence[float], error_model: ErrorModel | None = None, axis: str = "rate") -> list[ErrorModel]:
-    """Return the error model once for each value of one of its parameters.
-
-    Args:
-        rates: strictly ascending rates, or values of another parameter, from the fewest errors to the most.
-        error_model: independent flips if ``None``.
-        axis: the parameter; ``"rate"`` for all error models that have a rate, if only the mean of several.
-
-    Raises:
-        TypeError, ValueError: no rates, not in order, or out of range; the error model has no such parameter.
-
-    Example:
-        >>> error_models([0, 0.1])
-        [Independent(rate=0.0), Independent(rate=0.1)]
-    """
-    template: Any = Independent(0.0) if error_model is None else error_model
-    if not has_field(template, axis) and not (axis == "rate" and hasattr(template, "at_rate")):
-        raise ValueError(f"axis must name a parameter of the error model {template!r}, got {axis!r}")
-    down = all(b < a for a, b in pairwise(rates)) and axis != "rate"
-    if not len(rates) or not (down or all(b > a for a, b in pairwise(rates))):
-        raise ValueError(f"rates must be a list of one or more strictly ascending numbers, got {list(rates)!r}")
-    models = [at_rate(template, rate) if axis == "rate" else replace(template, **{axis: rate}) for rate in rates]
-    growing = [getattr(model, "rate", 0) for model in models]
-    if any(b < a for a, b in pairwise(growing)):
-        raise ValueError(f"rates must go from the fewest errors to the most, got {list(rates)!r} for axis {axis!r}")
-    return models
 
 
 class AccuracyMeter:
@@ -122,7 +93,7 @@ class AccuracyMeter:
             self.injection.learn()
             self.injection.finder.settle()
         for error_model in self.models:
-            check_layers(error_model, [*(site.name for site in self.injection.sites), *self.activations])
+            error_model.check_layers([*(site.name for site in self.injection.sites), *self.activations])
         draws = range(self.right.shape[1])
         self.flips = [
             [draw_flips(self.injection.sites, each, Key(self.seed, draw)) for draw in draws] for each in self.models
@@ -182,12 +153,12 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 def accuracy_over_ber(
     model: nn.Module,
     dataloader: Iterable[Any],
-    rates: Sequence[float],
+    rates: Iterable[float] | None = None,
     maps: int = 5,
     seed: int = 0,
     *,
-    error_model: ErrorModel | None = None,
-    axis: str = "rate",
+    error_model: float | ErrorModel | None = None,
+    axis: str | None = None,
     weights: Weights | None = None,
     target: Target = "weights",
     activations: Sequence[str] | None = None,
@@ -225,6 +196,7 @@ def accuracy_over_ber(
         >>> curve.mean[0], curve.mean[1] < 0.5
         (1.0, True)
     """
+    axis, rates = curve_axis(rates, error_model, axis)
     models = error_models(rates, error_model, axis)
     meter = AccuracyMeter(model, models, maps, seed, weights, target, activations, how)
     device = meter.total.device

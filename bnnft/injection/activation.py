@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from bnnft.ber import ErrorModel, Key, checked_choice
+from bnnft.ber import ErrorModel, Key, checked_choice, checked_flips
 from bnnft.injection.operand import exchanged
 from bnnft.nn import BinaryActivation
 
@@ -114,7 +114,8 @@ class ActivationFlips:
             return output
         values = output.detach()
         middle = _middle(values, key.name)
-        return exchanged(output, self._error_model.flips(values - middle, key), middle, self._exact)
+        flips = checked_flips(self._error_model.flips(values - middle, key), values, self._error_model, key.name)
+        return exchanged(output, flips, middle, self._exact)
 
 
 def _middle(values: Tensor, name: str) -> Tensor:

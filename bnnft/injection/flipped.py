@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bnnft.ber import ErrorModel, Key, as_error_model, check_layers, checked_choice, reads_bits
+from bnnft.ber import ErrorModel, Key, as_error_model, checked_choice, checked_flips
 from bnnft.injection.activation import ActivationFlips, Target, checked_target, find_activations
 from bnnft.injection.latent import LatentFlips
 from bnnft.injection.layer import LayerFlips
@@ -32,13 +31,16 @@ def draw_flips(sites: Sequence[Site], error_model: ErrorModel, key: Key) -> dict
 def draw_site(site: Site, error_model: ErrorModel, key: Key) -> Drawn:
     """Return the sorted flat indices of the bits of one site that read wrong, or what draws them."""
     own = key.at(site.position, site.name)
-    if not reads_bits(error_model):
-        return error_model.flips(site.weight.detach(), own)
+
+    def drawn(weight: Tensor) -> Tensor:
+        return checked_flips(error_model.flips(weight, own), weight, error_model, site.name)
+
+    if not error_model.reads_bits:
+        return drawn(site.weight.detach())
     if site.where in ("made", "stored"):
-        return partial(error_model.flips, key=own)
+        return drawn
     weight = whole(site.weight)
-    bits = weight if site.zero is None else torch.where(weight == 0, float(site.zero), weight)
-    return error_model.flips(bits, own)
+    return drawn(weight if site.zero is None else torch.where(weight == 0, float(site.zero), weight))
 
 
 def is_none(flips: Drawn) -> bool:
@@ -124,7 +126,7 @@ class Injection:
 
     def check_layers(self, error_model: ErrorModel) -> None:
         """Raise ValueError if an error model that differs by layer does not fit the sites and activations."""
-        check_layers(error_model, [*(site.name for site in self.sites), *self.neurons])
+        error_model.check_layers([*(site.name for site in self.sites), *self.neurons])
 
     @contextmanager
     def under(

@@ -1,6 +1,6 @@
 """The error model of each training batch, as a schedule says."""
 
-from bnnft.ber import Constant, Curriculum, ErrorModel, Schedule, checked_schedule, scaled
+from bnnft.ber import Constant, Curriculum, ErrorModel, Schedule, checked_schedule
 
 
 class ScheduledErrors:
@@ -23,7 +23,7 @@ class ScheduledErrors:
         # the whole rate always: also of errors that have no rate, and nothing to log
         self.schedule = None if isinstance(schedule, Constant) else schedule
         if self.schedule is not None:
-            scaled(error_model, 0.5)  # raises if it has no rate
+            error_model.scaled(0.5)  # raises if it has no rate
         self.start: int | None = None if isinstance(schedule, Curriculum) else 0
         self._whole, self._seed = error_model, seed
         self._last = 1.0, error_model
@@ -38,7 +38,7 @@ class ScheduledErrors:
         """Return the error model of a batch."""
         factor = self.factor(batch)
         if factor != self._last[0]:  # a chip keeps its cells as long as its rate stays
-            self._last = factor, scaled(self._whole, factor)
+            self._last = factor, self._whole.scaled(factor)
         return self._last[1]
 
     @property

@@ -5,7 +5,6 @@ import torch
 from scipy.stats import binomtest
 
 from bnnft.ber import Asymmetric, Independent, Key
-from bnnft.ber.error_model import at_rate
 
 ONES, ZEROS = torch.ones(200_000), -torch.ones(200_000)
 
@@ -31,12 +30,12 @@ def test_a_rate_of_zero_leaves_its_bit_right():
 
 
 def test_another_rate_keeps_the_relation_of_both():
-    assert at_rate(Asymmetric(0.02, 0.01), 0.15) == Asymmetric(0.2, 0.1)
-    assert at_rate(Asymmetric(0, 0), 0) == Asymmetric(0, 0)
+    assert Asymmetric(0.02, 0.01).at_rate(0.15) == Asymmetric(0.2, 0.1)
+    assert Asymmetric(0, 0).at_rate(0) == Asymmetric(0, 0)
     with pytest.raises(ValueError, match=r"have no relation to keep at rate 0\.1"):
-        at_rate(Asymmetric(0, 0), 0.1)
+        Asymmetric(0, 0).at_rate(0.1)
     with pytest.raises(ValueError, match=r"rate_0_to_1 must be a fraction in \[0, 1\], got 1.2"):
-        at_rate(Asymmetric(0.02, 0.0), 0.6)
+        Asymmetric(0.02, 0.0).at_rate(0.6)
 
 
 @pytest.mark.parametrize("name", ["rate_0_to_1", "rate_1_to_0"])

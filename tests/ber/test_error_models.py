@@ -1,20 +1,24 @@
-"""The contract of every error model, and the independence of independent flips.
+"""The contract of every error model.
 
 Counts are held against exact binomial tests: each fails by chance with a probability of 1e-9, for a fixed seed.
 """
 
 import importlib
+import inspect
 import math
 import pickle
 import pkgutil
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from scipy.stats import binomtest
+from torch import nn
 
 import bnnft.ber
+from bnnft import flipped
 from bnnft.ber import (
     Asymmetric,
     Bram28,
@@ -29,11 +33,9 @@ from bnnft.ber import (
     Sram14,
     Sram65,
     as_error_model,
-    checked_rate,
-    reads_bits,
+    checked_flips,
 )
-from bnnft.ber.error_model import scaled
-from bnnft.injection.latent import turn_signs
+from bnnft.nn import BinaryLinear
 
 FALSE_ALARM = 1e-9
 
@@ -90,9 +92,10 @@ EXAMPLES = {
 
 
 def error_model_classes():
+    """Every class of a file of the package that can be built and is an error model."""
     modules = [importlib.import_module(f"bnnft.ber.{file.name}") for file in pkgutil.iter_modules(bnnft.ber.__path__)]
-    classes = {value for module in (bnnft.ber, *modules) for value in vars(module).values() if isinstance(value, type)}
-    return {cls.__name__ for cls in classes if is_dataclass(cls) and hasattr(cls, "flips") and cls is not ErrorModel}
+    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    return {cls.__name__ for cls in classes if issubclass(cls, ErrorModel) and not inspect.isabstract(cls)}
 
 
 ALL = [example for examples in EXAMPLES.values() for example in examples]
@@ -137,6 +140,33 @@ def test_flips_are_sorted_distinct_int64_indices_on_the_device_of_the_weight(exa
     assert flips.ndim == 1
     assert bool((flips.diff() > 0).all())
     assert bool(((flips >= 0) & (flips < weight.numel())).all())
+    assert checked_flips(flips, weight, example.model, "fc1.weight") is flips
+
+
+@every_model
+def test_a_curve_goes_over_its_points_from_the_fewest_errors_to_the_most(example):
+    models = [example.model.at(example.model.axis, point) for point in example.model.points]
+    rates = [model.rate for model in models if model.rate is not None]
+    assert len(models) >= 4
+    assert rates == sorted(rates)
+    assert all(isinstance(model, ErrorModel) for model in models)
+
+
+@every_model
+def test_errors_at_their_whole_rate_are_the_same_object_and_keep_what_they_have_drawn(example):
+    assert example.model.scaled(1) is example.model
+
+
+@every_model
+@pytest.mark.parametrize("container", ["list", "mapping"])
+def test_what_a_config_takes_apart_is_put_together_again(example, container):
+    """OmegaConf, in whose containers Hydra hands over what it built, takes every dataclass for a config."""
+    held = OmegaConf.create([] if container == "list" else {}, flags={"allow_objects": True})
+    held.append(example.model) if container == "list" else held.update({0: example.model})
+    assert not isinstance(held[0], ErrorModel)
+    assert as_error_model(held[0]) == example.model
+    assert Sequence(OmegaConf.create([held[0]], flags={"allow_objects": True})).models == (example.model,)
+    assert PerLayer(OmegaConf.create({"*": held[0]}, flags={"allow_objects": True})).rates == {"*": example.model}
 
 
 @every_model
@@ -185,12 +215,12 @@ def test_other_keys_give_other_flips_but_in_a_chip(example, weight, other):
     assert same == (example.fixed and other.position == 0)
 
 
-@of_models([example for example in ALL if not reads_bits(example.model)])
+@of_models([example for example in ALL if not example.model.reads_bits])
 def test_flips_that_do_not_depend_on_the_bits_say_so_truly(example, weight):
     assert torch.equal(example.model.flips(-weight, Key(1)), example.model.flips(weight, Key(1)))
 
 
-@of_models([example for example in ALL if hasattr(example.model, "rate")])
+@of_models([example for example in ALL if example.model.rate is not None])
 def test_rate_is_the_mean_over_equally_many_ones_and_zeros(example):
     failing = 2 if getattr(example.model, "kind", "") == "stuck_at" else 1  # cells for each that shows
     assert example.model.rate == pytest.approx(failing * (example.rate_of_ones + example.rate_of_zeros) / 2)
@@ -198,7 +228,7 @@ def test_rate_is_the_mean_over_equally_many_ones_and_zeros(example):
 
 @of_models([example for example in ALL if not example.clustered])
 def test_errors_at_half_the_rate_are_of_the_same_kind(example, weight):
-    model = scaled(example.model, 0.5)
+    model = example.model.scaled(0.5)
     if isinstance(example.model, Sequence):  # the rate of errors on errors is no multiple
         assert [part.rate for part in model.parts] == [part.rate / 2 for part in example.model.parts]
         return
@@ -208,12 +238,15 @@ def test_errors_at_half_the_rate_are_of_the_same_kind(example, weight):
 
 
 @every_model
-def test_turning_the_flips_and_turning_them_again_is_exact(example, weight):
-    flips, turned = example.model.flips(weight, Key(1)), weight.clone()
-    turn_signs(turned, flips)
-    assert torch.equal((turned != weight).flatten().nonzero().squeeze(1), flips)
-    turn_signs(turned, flips)
-    assert torch.equal(turned, weight)
+def test_flipping_and_restoring_is_exact(example):
+    layer = BinaryLinear(300, 50, bias=False)
+    before, clean = layer.weight.detach().clone(), layer.bits()
+    with flipped(nn.ModuleDict({"fc1": layer}), example.model, seed=1) as flips:
+        changed = (layer.bits() != clean).flatten().nonzero().squeeze(1)
+    assert torch.equal(changed, flips["fc1.weight"])
+    assert torch.equal(changed, example.model.flips(before, Key(1, name="fc1.weight")))
+    assert torch.equal(layer.bits(), clean)
+    assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))
 
 
 @every_model
@@ -239,86 +272,3 @@ def test_drawing_changes_neither_the_weight_nor_torch_generator(example, weight)
     example.model.flips(weight, Key(1))
     assert torch.equal(weight, before)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def dense(rate, key, size=600_000):
-    """Independent flips as a mask."""
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[Independent(rate).flips(mask, key)] = True
-    return mask
-
-
-every_rate = pytest.mark.parametrize("rate", [0.01, 0.1, 0.4, 0.7])
-
-
-@every_rate
-@pytest.mark.parametrize("lag", [1, 2, 3, 8, 1024])
-def test_independent_flips_at_a_distance_are_independent(rate, lag):
-    """Pairs that share no bit: both flip with probability rate^2."""
-    pairs = dense(rate, Key(4))[: 600_000 // (2 * lag) * 2 * lag].view(-1, 2, lag)
-    both = pairs.all(1)
-    assert agree(both.sum(), both.numel(), rate**2)
-
-
-@every_rate
-@pytest.mark.parametrize("after", [Key(5, draw=1), Key(5, position=1), Key(6), Key(5, purpose="test")], ids=str)
-def test_independent_flips_of_neighbouring_keys_are_independent(rate, after):
-    both = dense(rate, Key(5)) & dense(rate, after)
-    assert agree(both.sum(), both.numel(), rate**2)
-
-
-@every_rate
-def test_each_pattern_of_three_neighbours_has_its_probability(rate):
-    patterns = dense(rate, Key(7)).view(-1, 3)
-    for pattern in torch.cartesian_prod(*[torch.tensor([False, True])] * 3):
-        flips = int(pattern.sum())
-        count = (patterns == pattern).all(1).sum()
-        assert agree(count, len(patterns), rate**flips * (1 - rate) ** (3 - flips))
-
-
-@pytest.mark.parametrize("place", [0, 1, 499, 999])
-def test_independent_flips_have_the_same_rate_at_every_place_of_a_weight(place):
-    """The first and last places among them, where a run of gaps starts and is cut."""
-    count = sum(place in Independent(0.1).flips(torch.empty(1000), Key(8, draw)) for draw in range(3000))
-    assert agree(count, 3000, 0.1)
-
-
-@pytest.mark.parametrize("value", [0, 1, 0.0, 0.25, 1.0])
-def test_fractions_are_rates(value):
-    assert checked_rate(value) == value
-    assert isinstance(checked_rate(value), float)
-    assert as_error_model(value) == Independent(value)
-
-
-@pytest.mark.parametrize(
-    ("value", "error"),
-    [
-        (float("nan"), ValueError),
-        (-0.1, ValueError),
-        (1.5, ValueError),
-        (float("inf"), ValueError),
-        ("0.1", TypeError),
-        (True, TypeError),
-        (None, TypeError),
-        (0.1j, TypeError),
-        (torch.tensor(0.1), TypeError),
-    ],
-)
-@pytest.mark.parametrize("build", [checked_rate, Independent, as_error_model])
-def test_what_is_no_fraction_is_refused_by_name(value, error, build):
-    with pytest.raises(error, match=r"rate must be a fraction in \[0, 1\], got"):
-        build(value)
-
-
-def test_error_names_the_parameter_that_is_wrong():
-    with pytest.raises(ValueError, match=r"rate_of_ones must be a fraction in \[0, 1\], got 2"):
-        checked_rate(2, "rate_of_ones")
-
-
-def test_a_class_is_no_error_model():
-    with pytest.raises(TypeError, match="rate must be a fraction"):
-        as_error_model(Independent)
-
-
-def test_rates_of_any_number_type_become_floats():
-    assert type(Independent(np.float16(0.1)).rate) is float

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bnnft.ber import Bram28, Chip, Clustered, Independent, Key, PerLayer, Rram, Sequence, Sram14, Sram65, scaled
+from bnnft.ber import Bram28, Chip, Clustered, Independent, Key, Rram, Sram14, Sram65
 
 BRAM = {0.60: 1.19e-7, 0.59: 7.11e-7, 0.58: 4.33e-6, 0.57: 2.29e-5, 0.56: 8.09e-5, 0.55: 2.23e-4, 0.54: 7.02e-4}
 FAULTY = [1.213e-2, 3.98e-3, 1.214e-3, 1.55e-4, 1.26e-4, 4.07e-5, 1.31e-5]
@@ -67,13 +67,7 @@ def test_every_memory_names_its_source(model):
     assert len(model.source) > 20
 
 
-def test_what_is_made_of_memories_names_their_sources_once():
-    model = Sequence([PerLayer({"a": Sram65(), "b": Sram65(0.5)}), Rram(), 0.1])
-    assert model.source == f"{Sram65.source}; {Rram.source}"
-    assert Sequence([0.1]).source == ""
-
-
 def test_a_schedule_may_lower_the_rate_of_a_memory():
-    assert scaled(Sram65(0.5, chip=2), 0.5) == Chip(0.0078, 2)
-    assert scaled(Sram14(1), 0.5) == Chip(1.213e-2 / 2, 0, "stuck_at", 0.5)
-    assert scaled(Rram(), 0.5) == Rram(0.0165)
+    assert Sram65(0.5, chip=2).scaled(0.5) == Chip(0.0078, 2)
+    assert Sram14(1).scaled(0.5) == Chip(1.213e-2 / 2, 0, "stuck_at", 0.5)
+    assert Rram().scaled(0.5) == Rram(0.0165)

@@ -31,6 +31,11 @@ def test_steps_jump_where_they_say_whatever_their_order():
     assert factors == [0, 0, 0.5, 0.5, 0.5, 1, 1, 1]
 
 
+def test_steps_have_three_unless_they_are_given():
+    assert Steps() == Steps({0: 0.25, 100: 0.5, 200: 1.0})
+    assert [Steps().factor(step) for step in (0, 99, 100, 199, 200)] == [0.25, 0.25, 0.5, 0.5, 1.0]
+
+
 def test_uniform_factors_are_uniform_and_differ_by_seed():
     """Kolmogorov-Smirnov; false alarm 1e-9."""
     factors = [Uniform().factor(step, seed=1) for step in range(5000)]

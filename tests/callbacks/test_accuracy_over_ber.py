@@ -6,7 +6,7 @@ from networks import Project, equal_states, loader, small_net, state, trainer
 from torch import nn
 
 import bnnft
-from bnnft.ber import Independent
+from bnnft.ber import Independent, Sram65
 from bnnft.callbacks import AccuracyOverBER
 
 RATES = [0, 0.05, 0.3]
@@ -50,6 +50,17 @@ def test_validation_logs_the_accuracy_under_the_error_model(tmp_path):
     run.validate(module, loader(), verbose=False)
     expected = bnnft.accuracy_over_ber(module.net, loader(), [0.2], maps=2).mean[0]
     assert float(run.callback_metrics["val/acc_faulty"]) == pytest.approx(expected)
+
+
+def test_the_curve_goes_over_the_voltage_of_a_memory_by_itself(tmp_path):
+    callback, module = AccuracyOverBER(maps=2, error_model=Sram65(chip=None)), Project()
+    run = trainer(tmp_path, [callback])
+    run.test(module, loader(), verbose=False)
+    expected = bnnft.accuracy_over_ber(module.net, loader(), maps=2, error_model=Sram65(chip=None))
+    assert (callback.curve.axis, callback.curve.rates) == ("voltage", (0.55, 0.54, 0.53, 0.52, 0.51, 0.5))
+    assert torch.equal(callback.curve.accuracy, expected.accuracy)
+    assert "test/acc_voltage_0p55" in run.callback_metrics
+    assert AccuracyOverBER().rates == [0, 0.01, 0.05, 0.1, 0.15, 0.2, 0.3]
 
 
 def test_an_error_while_measuring_leaves_clean_weights(tmp_path):

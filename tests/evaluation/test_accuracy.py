@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnnft import BERCurve, accuracy_over_ber, binarized_weights, flipped
-from bnnft.ber import Asymmetric, Chip, Independent, Key, PerLayer, Sram65
-from bnnft.evaluation.accuracy import AccuracyMeter, error_models
+from bnnft.ber import Asymmetric, Chip, ErrorModel, Independent, Key, PerLayer, Sram65
+from bnnft.evaluation.accuracy import AccuracyMeter
 from bnnft.injection.activation import ActivationFlips, find_activations
 from bnnft.nn import BinaryActivation, BinaryLinear
 
@@ -163,7 +163,7 @@ def test_correct_decides_what_is_right():
 
 
 @dataclass(frozen=True)
-class FirstBits:
+class FirstBits(ErrorModel):
     """The first bits of each weight read wrong."""
 
     count: int = 0
@@ -174,7 +174,6 @@ class FirstBits:
 
 
 def test_axis_names_the_parameter_of_the_error_model_that_takes_the_values():
-    assert error_models([1, 2], FirstBits(other=0.5), "count") == [FirstBits(1, 0.5), FirstBits(2, 0.5)]
     measured = accuracy_over_ber(network(), loader(), [0, 300], maps=2, error_model=FirstBits(), axis="count")
     assert measured.axis == "count"
     assert measured.rates == (0.0, 300.0)
@@ -312,6 +311,22 @@ def test_voltages_go_from_the_highest_down_and_tell_the_lowest_tolerable_one():
     assert falling.tolerable_ber(0.02) == pytest.approx(0.53 - 0.03 * 0.005 / 0.385)
     assert curve([0.55, 0.5], [0.895, 0.895], axis="voltage").tolerable_ber() == 0.5
     assert math.isnan(curve([0.55, 0.5], [0.5, 0.1], axis="voltage").tolerable_ber())
+
+
+def test_a_curve_goes_over_the_error_models_own_points_unless_others_are_given():
+    model = network()
+    by_itself = accuracy_over_ber(model, loader(), maps=2, error_model=Sram65(chip=None))
+    expected = accuracy_over_ber(model, loader(), Sram65.points, 2, error_model=Sram65(chip=None), axis="voltage")
+    assert (by_itself.axis, by_itself.rates) == ("voltage", (0.55, 0.54, 0.53, 0.52, 0.51, 0.5))
+    assert torch.equal(by_itself.accuracy, expected.accuracy)
+    plain = accuracy_over_ber(model, loader(), maps=1)
+    assert (plain.axis, plain.rates) == ("rate", (0, 0.01, 0.05, 0.1, 0.15, 0.2, 0.3))
+
+
+def test_a_rate_stands_for_independent_flips():
+    models = 0.1, Independent(0.1), None
+    measured = [accuracy_over_ber(network(), loader(), [0.3], maps=2, error_model=model) for model in models]
+    assert all(torch.equal(curve.accuracy, measured[0].accuracy) for curve in measured)
 
 
 def test_two_rates_are_swept_by_their_mean():

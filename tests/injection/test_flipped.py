@@ -8,7 +8,7 @@ from torch import nn
 
 import bnnft.injection.flipped as injection
 from bnnft import flipped
-from bnnft.ber import Asymmetric, Independent, Key
+from bnnft.ber import Asymmetric, ErrorModel, Independent, Key
 from bnnft.injection import latent
 from bnnft.injection.flipped import TurnedBits, draw_flips, turn_signs
 from bnnft.injection.sites import Site, find_sites
@@ -131,7 +131,7 @@ def test_flips_are_those_that_the_error_model_draws_for_seed_draw_and_position()
 
 
 def test_an_error_model_of_ones_own_says_which_bits_turn():
-    class First:
+    class First(ErrorModel):
         def flips(self, weight, key):
             return torch.tensor([0]) if key.name == "2.weight" else torch.tensor([], dtype=torch.int64)
 
@@ -518,14 +518,14 @@ def test_bad_arguments_raise_before_any_bit_turns(arguments, error, message):
 
 
 @pytest.mark.parametrize("indices", [[0, 10**6], [-(10**6)]], ids=str)
-def test_indices_out_of_range_raise_and_leave_no_bit_turned(indices):
-    class Wrong:
+def test_indices_out_of_range_raise_with_model_and_layer_and_leave_no_bit_turned(indices):
+    class Wrong(ErrorModel):
         def flips(self, weight, key):
             return torch.tensor(indices if key.position == 1 else [0])
 
     model = network()
     before = all_bits(model)
-    with pytest.raises((IndexError, RuntimeError)), flipped(model, Wrong()):
+    with pytest.raises(ValueError, match=r"flips of Wrong\(\) for '2.weight' must be in"), flipped(model, Wrong()):
         pytest.fail("the context was entered")
     assert equal(model, before)
 
