@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnnft.classifier import Classifier
 from bnnft.loggers import finish, wandb_folder
-from bnnft.report.tables import run_tables
 from bnnft.runs.results import Result, begin_job, fail_job, last_checkpoint, write_result
+from bnnft.runs.tables import run_tables
 
 # lightning reads its own containers with a function that torch has renamed: nothing that a user could act on
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")

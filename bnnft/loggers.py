@@ -4,13 +4,32 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from bnnft.ber import ErrorModel
 from bnnft.evaluation.curve import BERCurve
 from bnnft.metrics import Histogram
 from bnnft.plots import axis_name
+
+_said: WeakKeyDictionary[Trainer, set[str]] = WeakKeyDictionary()
+
+
+def announce(trainer: Trainer, error_model: ErrorModel) -> None:
+    """Print rate and source of an error model that has a source, and log both with the run's config."""
+    source, name = getattr(error_model, "source", ""), repr(error_model)
+    said = _said.setdefault(trainer, set())
+    if not source or name in said:
+        return
+    said.add(name)
+    rate = getattr(error_model, "rate", None)
+    shown = "" if rate is None else f"bit error rate {100 * rate:.3g} %, "
+    rank_zero_info(f"{name}: {shown}from {source}")
+    for logger in trainer.loggers:
+        logger.log_hyperparams({"error_model": {"model": name, "rate": rate, "source": source}})
 
 
 def _has(logger: Any, method: str) -> bool:

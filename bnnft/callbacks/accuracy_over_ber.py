@@ -10,12 +10,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from bnnft.ber import ErrorModel, Key
-from bnnft.callbacks.announcement import announce
 from bnnft.evaluation.accuracy import AccuracyMeter, checked_maps, classified_correctly, error_models
 from bnnft.evaluation.curve import BERCurve, checked_drop
 from bnnft.injection.activation import Target, checked_target
 from bnnft.injection.sites import Weights
-from bnnft.loggers import curve_table, log_curve, log_merged
+from bnnft.loggers import announce, curve_table, log_curve, log_merged
 from bnnft.plots import axis_name
 
 

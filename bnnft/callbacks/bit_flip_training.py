@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, check_layers, checked_choice
-from bnnft.callbacks.announcement import announce
 from bnnft.callbacks.clean_pass import CleanPass
 from bnnft.callbacks.manual_steps import ManualSteps
 from bnnft.callbacks.placement import How, check_steps, placed, report, stepped_in_backward
@@ -30,6 +29,7 @@ from bnnft.injection.sites import (
     state_of,
     watched_sites,
 )
+from bnnft.loggers import announce
 from bnnft.tracing.sharding import flattened_by
 
 Gradient = Literal["straight_through", "exact", "average"]

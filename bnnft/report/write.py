@@ -12,8 +12,9 @@ from typing import Any
 from bnnft.evaluation.curve import student
 from bnnft.plots import axes, axis_scale, axis_title, axis_value, plot_curve
 from bnnft.report.groups import grouping, in_groups, pooled, settings_of, varied
-from bnnft.report.tables import accuracy_rows, common_axis, layer_metrics, markdown, neuron_rows, tolerable_title
+from bnnft.report.tables import accuracy_rows, markdown, neuron_rows
 from bnnft.runs.results import Job, labels
+from bnnft.runs.tables import common_axis, layer_metrics, tolerable_title
 
 
 def write_report(

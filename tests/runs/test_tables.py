@@ -1,7 +1,7 @@
 from result_folders import begin, fail, finish
 
-from bnnft.report.tables import job_table, layer_metrics, run_tables
 from bnnft.runs.results import read_jobs
+from bnnft.runs.tables import job_table, layer_metrics, run_tables
 
 
 def test_layers_come_from_the_names():
