@@ -3,24 +3,25 @@
 import math
 from collections.abc import Sequence
 
-from bnnft.plots import axis_value
+from bnnft.plots import axis_values
+from bnnft.runs.curves import CurveKind
 from bnnft.runs.results import Job, Result, labels
-from bnnft.runs.tables import LAYER_COLUMNS, common_axis, layer_metrics, percent, tolerable_name, tolerable_value
+from bnnft.runs.tables import LAYER_COLUMNS, layer_metrics
 
 Rows = tuple[list[str], list[list[str]]]
 
 
-def accuracy_rows(jobs: Sequence[Job]) -> Rows:
-    """Return header and a row for each finished run: accuracy in percent, clean and at each rate, and tolerable BER."""
-    finished, axis = _finished(jobs), common_axis(jobs)
-    curves = [result.curve if result.axis == axis else None for _, result in finished]
+def score_rows(jobs: Sequence[Job], kind: CurveKind) -> Rows:
+    """Return header and a row for each finished run: the score, clean and at each rate, and the tolerable BER."""
+    finished = _finished(jobs)
+    curves = [kind.of(result) for _, result in finished]
     rates = sorted({rate for curve in curves if curve for rate in curve.rates})
     rows = []
     for (label, result), curve in zip(finished, curves, strict=True):
         means = dict(zip(curve.rates, curve.mean, strict=True)) if curve else {}
-        shown = (result.clean, *(means.get(rate, math.nan) for rate in rates))
-        rows.append([label, *map(percent, shown), tolerable_value(result, axis)])
-    return ["run", "clean", *(axis_value(axis, rate) for rate in rates), tolerable_name(axis)], rows
+        shown = (kind.clean(result), *(means.get(rate, math.nan) for rate in rates))
+        rows.append([label, *map(kind.score, shown), kind.tolerable_text(result)])
+    return ["run", "clean", *axis_values(kind.names.axis, rates), kind.tolerable_name], rows
 
 
 def neuron_rows(jobs: Sequence[Job]) -> Rows:
@@ -32,7 +33,7 @@ def neuron_rows(jobs: Sequence[Job]) -> Rows:
     rows = []
     for label, result in finished:
         values = (result.metrics.get(f"test/{key}/{layer}", math.nan) for key, layer in keys)
-        rows.append([label, *(f"{value:.3g}" for value in values)])
+        rows.append([label, *("" if math.isnan(value) else f"{value:.3g}" for value in values)])
     return ["run", *(f"{LAYER_COLUMNS[key]} {layer}" for key, layer in keys)], rows
 
 

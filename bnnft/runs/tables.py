@@ -1,13 +1,14 @@
 """Tables for the terminal: the numbers of one run, and what became of the jobs of a sweep."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 
-from bnnft.plots import axis_scale, axis_title, axis_unit, is_rate
+from bnnft.evaluation.curve import BERCurve
+from bnnft.plots import axis_scale, axis_title, distinct_numbers
+from bnnft.runs.curves import CurveKind, curve_kinds, kind_of
 from bnnft.runs.results import Job, Result, labels
 
 LAYER_COLUMNS = {
@@ -21,36 +22,37 @@ LAYER_COLUMNS = {
 
 
 def run_tables(result: Result) -> list[Table]:
-    """Return the tables of one run: accuracy over BER, and the neurons of each layer."""
-    tables = []
-    if (curve := result.curve) is not None:
-        title = f"clean accuracy {percent(curve.clean)} %"
-        if tolerable := tolerable_value(result, curve.axis):
-            title = f"{title}, {tolerable_name(curve.axis)} {tolerable} {axis_unit(curve.axis)}".rstrip()
-        table = Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-        axis = "BER (%)" if curve.axis == "rate" else axis_title(curve.axis)
-        for column in (axis, "accuracy (%)", "95 % interval", "std"):
-            table.add_column(column, justify="right")
-        for rate, mean, (low, high), std in zip(curve.rates, curve.mean, curve.interval, curve.std, strict=True):
-            shown = f"{axis_scale(curve.axis) * rate:g}"
-            table.add_row(shown, percent(mean), f"{percent(low)} to {percent(high)}", percent(std))
-        tables.append(table)
+    """Return the tables of one run: a score over BER for each curve, and the neurons of each layer."""
+    tables = [_curve_table(result, kind_of(key, curve), curve) for key, curve in result.curves.items()]
     layers = layer_metrics(result.metrics)
     if layers:
         keys = [key for key in LAYER_COLUMNS if any(key in values for values in layers.values())]
-        table = Table(
-            title="neurons of each layer (test data, clean weights)",
-            title_justify="left",
-            box=box.SIMPLE,
-            collapse_padding=True,
-            pad_edge=False,
-        )
+        table = _table("neurons of each layer (test data, clean weights)")
         for column in ("layer", *(LAYER_COLUMNS[key] for key in keys)):
             table.add_column(column, justify="left" if column == "layer" else "right")
         for layer, values in layers.items():
             table.add_row(layer, *(f"{values[key]:.4g}" if key in values else "" for key in keys))
         tables.append(table)
     return tables
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
+
+
+def _curve_table(result: Result, kind: CurveKind, curve: BERCurve) -> Table:
+    name, unit = f"{kind.key}: " if kind.key else "", " %" if kind.percent else ""
+    title = f"{name}clean {curve.score.replace('_', ' ')} {kind.score(curve.clean)}{unit}"
+    if tolerable := kind.tolerable_text(result):
+        title = f"{title}, {kind.tolerable_name} {tolerable} {kind.tolerable_unit}".rstrip()
+    table = _table(title)
+    axis = "BER (%)" if curve.axis == "rate" else axis_title(curve.axis)
+    for column in (axis, kind.score_title, "95 % interval", "std"):
+        table.add_column(column, justify="right")
+    shown = distinct_numbers([axis_scale(curve.axis) * rate for rate in curve.rates])
+    for rate, mean, (low, high), std in zip(shown, curve.mean, curve.interval, curve.std, strict=True):
+        table.add_row(rate, kind.score(mean), f"{kind.score(low)} to {kind.score(high)}", kind.score(std))
+    return table
 
 
 def layer_metrics(metrics: Mapping[str, float], stage: str = "test") -> dict[str, dict[str, float]]:
@@ -65,16 +67,14 @@ def layer_metrics(metrics: Mapping[str, float], stage: str = "test") -> dict[str
 
 def job_table(jobs: Sequence[Job]) -> Table:
     """Return what became of the jobs of a sweep."""
-    table = Table(
-        title=f"{len(jobs)} jobs", title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False
-    )
-    axis = common_axis(jobs)
-    for column in ("job", "state", "clean (%)", tolerable_title(axis), "time", "error"):
+    table, (kind, *_) = _table(f"{len(jobs)} jobs"), curve_kinds(jobs)
+    clean = "clean (%)" if kind.percent else "clean"
+    for column in ("job", "state", clean, kind.tolerable_title, "time", "error"):
         table.add_column(column, justify="left" if column in ("job", "state", "error") else "right", overflow="fold")
     for label, job in zip(labels(jobs), jobs, strict=True):
         values = ["", "", ""]
         if (result := job.result) is not None:
-            values = [percent(result.clean), tolerable_value(result, axis), duration(result.seconds)]
+            values = [kind.score(kind.clean(result)), kind.tolerable_text(result), duration(result.seconds)]
         table.add_row(label, job.state, *values, job.error)
     return table
 
@@ -90,35 +90,3 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     return time.strftime("%-M:%S min" if whole < 3600 else "%-H:%M h", time.gmtime(whole))
-
-
-def common_axis(jobs: Sequence[Job]) -> str:
-    """Return which parameter of the error model the curves of these runs are over; the first where they differ."""
-    return next((job.result.axis for job in jobs if job.result and job.result.curve), "rate")
-
-
-def tolerable_title(axis: str) -> str:
-    """Return what the tolerable value of such a parameter is called, with its unit.
-
-    Example:
-        >>> tolerable_title("rate"), tolerable_title("voltage")
-        ('tolerable BER (%)', 'tolerable voltage (V)')
-    """
-    return axis_title(axis, tolerable_name(axis))
-
-
-def tolerable_name(axis: str) -> str:
-    """Return what the tolerable value of such a parameter is called, without its unit."""
-    return "tolerable BER" if axis == "rate" else f"tolerable {axis.replace('_', ' ')}"
-
-
-def tolerable_value(result: Result, axis: str) -> str:
-    """Return the tolerable value of a run for a table, nothing where it is not known."""
-    if result.axis != axis or math.isnan(result.tolerable):
-        return ""
-    return percent(result.tolerable) if is_rate(axis) else f"{result.tolerable:.3g}"
-
-
-def percent(fraction: float) -> str:
-    """Return a fraction in percent, nothing for NaN."""
-    return "" if math.isnan(fraction) else f"{100 * fraction:.1f}"
