@@ -138,13 +138,12 @@ class BERCurve:
             )
         sign = 1 if self.higher_is_better else -1
         below, above = 0.0 if self.axis in _CLEAN_AT_ZERO else math.nan, sign * self.clean
-        # a drop of exactly the stated size is within it
-        floor = above - drop - 1e-12 * max(1.0, abs(self.clean))
+        floor, rounding = above - drop, 1e-12 * max(1.0, abs(self.clean))  # a drop of exactly this size is within it
         for rate, mean in zip(self.rates, self.mean, strict=True):
             if math.isnan(mean) or not math.isfinite(floor):
                 return math.nan
-            if sign * mean < floor:
-                return below + (rate - below) * (above - floor) / (above - sign * mean)
+            if sign * mean < floor - rounding:
+                return below + (rate - below) * max(0.0, above - floor) / (above - sign * mean)
             below, above = rate, sign * mean
         return self.rates[-1]
 
