@@ -1,7 +1,10 @@
+import json
 from contextlib import contextmanager
 
+import merging
 import pytest
 import torch
+from commands import run_script
 from torch import nn
 from torchmetrics import ExplainedVariance
 
@@ -89,3 +92,15 @@ def test_bounds_that_values_leave_are_none():
         curve = measured.curve([0])
         assert curve.clean == pytest.approx(1 if sign > 0 else -3, abs=1e-3)
         assert curve.bounds == bounds
+
+
+def test_metrics_and_functions_on_two_processes_are_those_of_one(tmp_path):
+    """Also where the second process has no data at all."""
+    done = run_script("merging.py", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = merging.curves(slice(0, 24), lambda tensor: tensor)
+    assert len({*expected["mean_squared_error"]}) > 2
+    for rank in (0, 1):
+        for found in json.loads((tmp_path / f"{rank}.json").read_text()).values():
+            assert found.keys() == expected.keys()
+            assert all(found[name] == pytest.approx(expected[name], rel=1e-4) for name in expected)
