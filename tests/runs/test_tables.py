@@ -1,7 +1,9 @@
-from result_folders import begin, fail, finish
+import pytest
+from result_folders import begin, fail, finish, finish_with
 
+from bnnft import BERCurve
 from bnnft.runs.results import read_jobs
-from bnnft.runs.tables import job_table, layer_metrics, run_tables
+from bnnft.runs.tables import duration, job_table, layer_metrics, run_tables
 
 
 def test_layers_come_from_the_names():
@@ -26,3 +28,37 @@ def test_the_table_of_a_sweep_shows_every_job(tmp_path):
     assert columns["clean (%)"] == ["80.0", "", ""]
     assert columns["time"] == ["1:06 min", "", ""]
     assert columns["error"] == ["", "", "ValueError: the reason"]
+
+
+def test_each_curve_of_a_run_has_a_table(tmp_path):
+    chip = BERCurve((0.1, 0.1000001), [[0.5, 0.6], [0.4, 0.5]], 0.9, name="chip")
+    loss = BERCurve((1, 2), [[2.0, 2.0], [3.0, 4.0]], 1.5, "scale", "squared_error", False)
+    measured = {
+        "test/chip_tolerable_ber": 0.05,
+        "test/tolerable_scale": 2.0,
+        "test/tolerable_scale_is_lower_bound": 1.0,
+    }
+    first, second = run_tables(finish_with(tmp_path, 0.0, 0, [chip, loss], measured))
+    assert first.title == "chip: clean accuracy 90.0 %, tolerable BER 5.0 %"
+    assert list(first.columns[0].cells) == ["10", "10.00001"]
+    assert second.title == "clean squared error 1.5, tolerable scale ≥ 2"
+    assert [column.header for column in second.columns][:2] == ["scale", "squared error, lower is better"]
+    assert list(second.columns[1].cells) == ["2", "3.5"]
+
+
+def test_a_sweep_whose_first_job_has_no_curve_is_shown_by_the_others(tmp_path):
+    begin(tmp_path, 0.1, 0)
+    finish_with(tmp_path, 0.1, 1, [], {"test/acc": 0.75})
+    finish(tmp_path, 0.1, 2, axis="voltage")
+    columns = {column.header: list(column.cells) for column in job_table(read_jobs([tmp_path])[0]).columns}
+    assert columns["state"] == ["unfinished", "finished", "finished"]
+    assert columns["clean (%)"] == ["", "75.0", "80.0"]
+    assert columns["tolerable voltage (V)"] == ["", "", "0.89"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (61, "1:01 min"), (3599, "59:59 min"), (3600, "1:00 h")],
+)
+def test_times_are_shown_for_people(seconds, text):
+    assert duration(seconds) == text
