@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from bnnft.plots import axis_values
 from bnnft.runs.curves import CurveKind
 from bnnft.runs.results import Job, Result, labels
-from bnnft.runs.tables import LAYER_COLUMNS, layer_metrics
+from bnnft.runs.tables import callback_and_metric, layer_metrics, layer_title
 
 Rows = tuple[list[str], list[list[str]]]
 
@@ -27,14 +27,17 @@ def score_rows(jobs: Sequence[Job], kind: CurveKind) -> Rows:
 def neuron_rows(jobs: Sequence[Job]) -> Rows:
     """Return header and a row for each finished run: margin, importance CV and variance of each layer."""
     finished = _finished(jobs)
-    layers = dict.fromkeys(layer for _, result in finished for layer in layer_metrics(result.metrics))
-    keys = [(key, layer) for key in ("margin", "importance_cv", "importance_variance") for layer in layers]
-    keys = [(key, layer) for key, layer in keys if any(f"test/{key}/{layer}" in r.metrics for _, r in finished)]
+    found = [layer_metrics(result.metrics) for _, result in finished]
+    layers = dict.fromkeys(layer for metrics in found for layer in metrics)
+    names = dict.fromkeys(key for metrics in found for values in metrics.values() for key in values)
+    wanted = ("margin", "importance_cv", "importance_variance")
+    shown = [key for metric in wanted for key in names if (callback_and_metric(key) or ())[1:] == (metric,)]
+    keys = [(key, layer) for key in shown for layer in layers if any(key in m.get(layer, {}) for m in found)]
     rows = []
     for label, result in finished:
         values = (result.metrics.get(f"test/{key}/{layer}", math.nan) for key, layer in keys)
         rows.append([label, *("" if math.isnan(value) else f"{value:.3g}" for value in values)])
-    return ["run", *(f"{LAYER_COLUMNS[key]} {layer}" for key, layer in keys)], rows
+    return ["run", *(f"{layer_title(key)} {layer}" for key, layer in keys)], rows
 
 
 def _finished(jobs: Sequence[Job]) -> list[tuple[str, Result]]:

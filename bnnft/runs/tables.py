@@ -26,9 +26,10 @@ def run_tables(result: Result) -> list[Table]:
     tables = [_curve_table(result, kind_of(key, curve), curve) for key, curve in result.curves.items()]
     layers = layer_metrics(result.metrics)
     if layers:
-        keys = [key for key in LAYER_COLUMNS if any(key in values for values in layers.values())]
+        found = dict.fromkeys(key for values in layers.values() for key in values)
+        keys = sorted(found, key=lambda key: (key not in LAYER_COLUMNS, [*LAYER_COLUMNS, key].index(key)))
         table = _table("neurons of each layer (test data, clean weights)")
-        for column in ("layer", *(LAYER_COLUMNS[key] for key in keys)):
+        for column in ("layer", *map(layer_title, keys)):
             table.add_column(column, justify="left" if column == "layer" else "right")
         for layer, values in layers.items():
             table.add_row(layer, *(f"{values[key]:.4g}" if key in values else "" for key in keys))
@@ -60,9 +61,28 @@ def layer_metrics(metrics: Mapping[str, float], stage: str = "test") -> dict[str
     layers: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         match name.split("/"):
-            case [found, key, layer] if found == stage and key in LAYER_COLUMNS:
+            case [found, key, layer] if found == stage and callback_and_metric(key):
                 layers.setdefault(layer, {})[key] = value
     return layers
+
+
+def callback_and_metric(key: str) -> tuple[str, str] | None:
+    """Return the name of a callback, nothing where it has none, and its metric of layers; ``None`` of other names.
+
+    Example:
+        >>> callback_and_metric("margin"), callback_and_metric("mine_class_margin"), callback_and_metric("loss")
+        (('', 'margin'), ('mine', 'class_margin'), None)
+    """
+    for metric in sorted(LAYER_COLUMNS, key=len, reverse=True):  # the whole class_margin, not a callback named class
+        if key == metric or key.endswith(f"_{metric}"):
+            return key.removesuffix(metric).removesuffix("_"), metric
+    return None
+
+
+def layer_title(key: str) -> str:
+    """Return what a metric of layers is called in tables."""
+    name, metric = callback_and_metric(key) or ("", key)
+    return f"{name} {LAYER_COLUMNS[metric]}".strip()
 
 
 def job_table(jobs: Sequence[Job]) -> Table:

@@ -42,17 +42,22 @@ def loader(**options):
     return DataLoader(dataset(), batch_size=20, **options)
 
 
-def plain_loop(model, batches, errors, draw=0, seed=0, weights=("0.weight", "4.weight")):
-    """By hand: the drawn weights times -1, in a call that knows nothing of flips."""
+def by_hand(model, errors, draw=0, seed=0, weights=("0.weight", "4.weight")):
+    """The drawn weights times -1, in a call that knows nothing of flips."""
     errors = errors if hasattr(errors, "flips") else Independent(errors)
-    changed, right, total = {}, 0, 0
+    changed = {}
     for position, (name, weight) in enumerate(model.named_parameters()):
         if name in weights:
             signs = torch.ones(weight.numel())
             signs[errors.flips(weight.detach(), Key(seed, draw).at(position, name))] = -1
             changed[name] = weight.detach() * signs.view_as(weight)
+    return lambda inputs: functional_call(model.eval(), changed, inputs)
+
+
+def plain_loop(model, batches, errors, **options):
+    run, right, total = by_hand(model, errors, **options), 0, 0
     for inputs, targets in batches:
-        scores = functional_call(model.eval(), changed, inputs)
+        scores = run(inputs)
         right += int((scores.argmax(1) == targets).sum())
         total += len(targets)
     return right / total
@@ -62,7 +67,7 @@ def plain_loop(model, batches, errors, draw=0, seed=0, weights=("0.weight", "4.w
 def test_curve_is_that_of_a_plain_loop_over_rates_maps_and_data(seed):
     measured = accuracy_over_ber(network(), loader(), RATES, maps=3, seed=seed)
     batches = list(loader())
-    expected = [[plain_loop(network(), batches, rate, draw, seed) for draw in range(3)] for rate in RATES]
+    expected = [[plain_loop(network(), batches, rate, draw=draw, seed=seed) for draw in range(3)] for rate in RATES]
     assert measured.accuracy.tolist() == expected
     assert measured.clean == expected[0][0]
     assert measured.rates == tuple(RATES)
@@ -302,12 +307,9 @@ def test_any_other_score_is_that_of_a_plain_loop():
     metric = MeanSquaredError()
     measured = accuracy_over_ber(model, data, [0, 0.2], maps=2, score=metric)
     counted = accuracy_over_ber(model, data, [0, 0.2], maps=2, score=squared_error, higher_is_better=False)
-    expected = []
     with torch.no_grad():
         clean = float((model(x) - y).square().mean())
-        for draw in range(2):
-            with flipped(model, 0.2, draw=draw):
-                expected.append(float((model(x) - y).square().mean()))
+        expected = [float((by_hand(model, 0.2, draw=draw)(x) - y).square().mean()) for draw in range(2)]
     assert measured.clean == pytest.approx(clean)
     assert measured.values[0].tolist() == [measured.clean] * 2
     assert measured.values[1].tolist() == pytest.approx(expected)

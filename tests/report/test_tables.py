@@ -43,7 +43,10 @@ def test_neurons_that_were_not_measured_are_left_blank(tmp_path):
     header, rows = neuron_rows(read_jobs([tmp_path])[0])
     assert header == ["run", "margin fc1", "margin fc2", "importance CV fc1"]
     assert rows[1] == ["seed=1", "2", "", ""]
-    assert all(rows[0])
+    finish_with(tmp_path, 0.1, 2, [], {"test/mine_margin/fc1": 5.0, "test/mine_class_margin/fc1": 6.0})
+    header, rows = neuron_rows(read_jobs([tmp_path])[0])
+    assert header == ["run", "margin fc1", "margin fc2", "mine margin fc1", "importance CV fc1"]
+    assert rows[2] == ["seed=2", "", "", "5", ""]
 
 
 def test_markdown_has_a_line_below_the_header():

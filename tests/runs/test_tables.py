@@ -11,6 +11,17 @@ def test_layers_come_from_the_names():
     assert layer_metrics(values) == {"fc1": {"margin": 12.5, "importance_cv": 0.3}}
 
 
+def test_metrics_of_several_callbacks_are_shown_under_their_names(tmp_path):
+    measured = {"test/mine_class_margin/fc1": 2.0, "test/margin/fc1": 3.0, "test/mine_margin/fc1": 4.0}
+    (table,) = run_tables(finish_with(tmp_path, 0.1, 0, [], measured))
+    assert [(column.header, *column.cells) for column in table.columns] == [
+        ("layer", "fc1"),
+        ("margin", "3"),
+        ("mine class margin", "2"),
+        ("mine margin", "4"),
+    ]
+
+
 def test_tables_of_a_run_show_curve_and_layers(tmp_path):
     accuracy, neurons = run_tables(finish(tmp_path, 0.1, 0))
     assert accuracy.title == "clean accuracy 80.0 %, tolerable BER 11.0 %"
