@@ -145,6 +145,25 @@ def test_what_was_said_keeps_no_trainer_alive():
     assert len(_said) < count
 
 
+def test_histograms_keep_their_bins_in_wandb_and_tensorboard():
+    histogram = Histogram(torch.tensor([1, 3, 0]), torch.tensor([0.0, 2.0, 4.0, 6.0]))
+    wandb, board = WithExperiment("define_metric"), WithExperiment("add_histogram_raw")
+    log_histograms(trainer(wandb, board), {"val/margin_histogram/fc": histogram})
+    ((step, row),) = wandb.rows
+    shown = histogram.trimmed(64)
+    assert step == 7
+    assert row["val/margin_histogram/fc"] == {
+        "_type": "histogram",
+        "values": shown.counts.tolist(),
+        "bins": shown.edges.tolist(),
+    }
+    ((_, (key,), numbers),) = board.experiment.calls
+    assert (key, numbers["num"], numbers["global_step"]) == ("val/margin_histogram/fc", 4, 7)
+    assert (numbers["sum"], numbers["sum_squares"]) == (1 * 1 + 3 * 3, 1 * 1 + 3 * 9)
+    assert (numbers["min"], numbers["max"]) == (float(shown.edges[0]), float(shown.edges[-1]))
+    assert (numbers["bucket_limits"], numbers["bucket_counts"]) == (shown.edges[1:].tolist(), shown.counts.tolist())
+
+
 def test_values_of_neurons_are_a_table_for_each_metric():
     mine = Tables()
     log_neurons(trainer(mine), "test", {"importance": {"fc1": torch.tensor([1.0, 2.0]), "fc2": torch.tensor([3.0])}})

@@ -252,10 +252,15 @@ def test_answers_that_are_no_classes_are_an_error_before_the_first_training_batc
 
 
 def test_the_sanity_check_is_no_measurement(tmp_path):
-    callback = AccuracyOverBER(RATES, error_model=Independent(0.2))
-    run = trainer(tmp_path, [callback], max_epochs=0, limit_train_batches=0)
-    run.fit(Project(), loader(), loader())
-    assert "val/acc_faulty" not in run.callback_metrics
+    callback, seen = AccuracyOverBER(RATES, error_model=Independent(0.2)), []
+    module = Project()
+    run = trainer(tmp_path, [callback], max_epochs=1)
+    module.on_train_start = lambda: seen.append((callback._meter, dict(run.callback_metrics)))
+    run.fit(module, loader(), loader())
+    ((meter, metrics),) = seen
+    assert meter is None
+    assert "val/acc_faulty" not in metrics
+    assert "val/acc_faulty" in run.progress_bar_metrics
 
 
 class NotANumber(Project):

@@ -71,7 +71,7 @@ def test_curve_is_that_of_a_plain_loop_over_rates_maps_and_data(seed):
     assert measured.accuracy.tolist() == expected
     assert measured.clean == expected[0][0]
     assert measured.rates == tuple(RATES)
-    assert measured.axis == "rate"
+    assert (measured.axis, measured.name, measured.score) == ("rate", "", "accuracy")
     assert measured.accuracy.dtype == torch.float64
     assert len(measured.accuracy[2].unique()) > 1  # maps differ
 

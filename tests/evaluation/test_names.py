@@ -43,6 +43,7 @@ def test_rates_that_differ_have_names_that_differ(rates):
 
 def test_rounding_of_a_rate_does_not_show():
     assert CurveNames().points([0.1 * 3, 0.7]) == ["acc_ber_0p3", "acc_ber_0p7"]
+    assert CurveNames().points([1 / 3]) == ["acc_ber_0p333333"]
 
 
 def test_no_two_curves_share_a_name():

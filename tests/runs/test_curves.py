@@ -64,6 +64,6 @@ def test_what_is_not_known_is_nothing(tmp_path):
 
 def test_scores_are_shown_in_percent_where_they_are_fractions():
     assert (CurveKind().score(0.1234), kind_of("", LOSS).score(0.12345)) == ("12.3", "0.1235")
-    assert (percent(0.5), percent(math.nan)) == ("50.0", "")
+    assert (percent(0.5), percent(math.nan), kind_of("", LOSS).score(math.nan)) == ("50.0", "", "")
     assert kind_of("", LOSS).score_title == "loss, lower is better"
     assert CurveKind(names=CurveNames(axis="rate_1_to_0")).tolerable_title == "tolerable rate 1 to 0 (%)"
