@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnnft.classifier import Classifier
 from bnnft.loggers import finish, wandb_folder
-from bnnft.report.tables import run_tables
 from bnnft.runs.results import Result, begin_job, fail_job, last_checkpoint, write_result
+from bnnft.runs.tables import run_tables
 
 # lightning reads its own containers with a function that torch has renamed: nothing that a user could act on
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
@@ -70,8 +70,8 @@ def train(config: DictConfig, settings: Any, folder: Path, loggers: list[Any]) -
     for evaluate in [trainer.test] if metrics else [trainer.validate, trainer.test]:  # cut after the last epoch
         evaluate(module, data, ckpt_path=best or None, verbose=False)
         metrics |= trainer.callback_metrics
-    curve = next((callback.curve for callback in callbacks if hasattr(callback, "curve")), None)
-    result = write_result(folder, metrics, curve, settings, time.perf_counter() - start)
+    curves = [callback.curve for callback in callbacks if getattr(callback, "curve", None) is not None]
+    result = write_result(folder, metrics, curves, settings, time.perf_counter() - start)
     return result, {"checkpoint": best, "results and figures": folder, "W&B run": wandb_folder(loggers)}
 
 

@@ -1,34 +1,68 @@
 """Log what was measured on all processes together; what is more than a number, to every logger that can take it."""
 
+import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from bnnft.ber import ErrorModel
 from bnnft.evaluation.curve import BERCurve
 from bnnft.metrics import Histogram
 from bnnft.plots import axis_name
 
+_said: WeakKeyDictionary[Trainer, set[str]] = WeakKeyDictionary()
+
+
+def say_once(trainer: Trainer, key: str, text: str, say: Callable[[str], Any] = rank_zero_info) -> bool:
+    """Say something once in the life of a trainer; returns whether it was said now."""
+    said = _said.setdefault(trainer, set())
+    if key in said:
+        return False
+    said.add(key)
+    say(text)
+    return True
+
+
+def announce(trainer: Trainer, error_model: ErrorModel) -> None:
+    """Say rate and source of an error model that has a source, and log both with the run's config."""
+    source, name = getattr(error_model, "source", ""), repr(error_model)
+    rate = getattr(error_model, "rate", None)
+    shown = "" if rate is None else f"bit error rate {100 * rate:.3g} %, "
+    if source and say_once(trainer, name, f"{name}: {shown}from {source}"):
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"error_model": {"model": name, "rate": rate, "source": source}})
+
 
 def _has(logger: Any, method: str) -> bool:
-    return callable(getattr(logger.experiment, method, None))
+    return callable(getattr(getattr(logger, "experiment", None), method, None))
 
 
 def short_names(layers: Sequence[str]) -> dict[str, str]:
-    """Return names for the log: without the prefix that all layers share, and without dots.
+    """Return names for the log, each another one: without the prefix that all layers share, and without dots.
 
     Example:
         >>> short_names(["model.fc1", "model.block.fc"])
         {'model.fc1': 'fc1', 'model.block.fc': 'block_fc'}
+        >>> short_names(["block.fc", "block_fc"])
+        {'block.fc': 'block-fc', 'block_fc': 'block_fc'}
     """
-    parts = [layer.split(".") for layer in layers]
+    parts = {layer: layer.split(".") for layer in layers}
     shared = 0
-    while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
+    while all(len(part) > shared + 1 for part in parts.values()) and len({p[shared] for p in parts.values()}) == 1:
         shared += 1
-    return {layer: "_".join(part[shared:]) for layer, part in zip(layers, parts, strict=True)}
+    names: dict[str, str] = {}
+    for layer in sorted(parts, key=lambda layer: len(parts[layer])):  # a name without dots stays as it is
+        joined = [sign.join(parts[layer][shared:]) for sign in ("_", "-")]
+        candidates = chain(joined, (f"{joined[1]}-{number}" for number in count(2)))
+        names[layer] = next(name for name in candidates if name not in names.values())
+    return {layer: names[layer] for layer in layers}
 
 
 def log_merged(pl_module: LightningModule, values: Mapping[str, float | Tensor], prog_bar: bool = False) -> None:
@@ -84,22 +118,22 @@ def log_neurons(trainer: Trainer, stage: str, neurons: Mapping[str, Mapping[str,
 
 
 def log_curve(trainer: Trainer, stage: str, curve: BERCurve) -> None:
-    """Log accuracy over BER: as rows with the rate as their own x axis, as a table and as a figure."""
-    axis = axis_name(curve.axis)
-    key = f"{stage}/acc_over_{axis}"
+    """Log a score over BER: as rows with the rate as their own x axis, as a table and as a figure."""
+    axis, key = axis_name(curve.axis), f"{stage}/{curve.names.over}"
     loggers: list[Any] = trainer.loggers
     for logger in loggers:
-        if _has(logger, "define_metric"):
+        own_axis = _has(logger, "define_metric")  # W&B
+        if own_axis:
             # exact names: a glob here would compete with the logger's own for every metric
             logger.experiment.define_metric(axis, hidden=True)
             logger.experiment.define_metric(key, step_metric=axis, summary="none")
         if not _has(logger, "add_figure"):  # TensorBoard has no x axis but the step
-            for rate, mean in zip(curve.rates, curve.mean, strict=True):
-                logger.log_metrics({axis: rate, key: mean})
+            for point, (rate, mean) in enumerate(zip(curve.rates, curve.mean, strict=True)):
+                logger.log_metrics({axis: rate, key: mean}, step=None if own_axis else point)
         if hasattr(logger, "log_table"):
             columns, rows = curve_table(curve)
-            logger.log_table(f"{stage}/{axis}_table", columns=columns, data=rows)
-        log_figure(logger, f"{stage}/{axis}_figure", curve.plot()[0], trainer.global_step)
+            logger.log_table(f"{stage}/{curve.names.table}", columns=columns, data=rows)
+        log_figure(logger, f"{stage}/{curve.names.figure}", curve.plot()[0], trainer.global_step)
 
 
 def log_figure(logger: Any, key: str, figure: Any, step: int) -> None:
@@ -110,17 +144,26 @@ def log_figure(logger: Any, key: str, figure: Any, step: int) -> None:
         logger.experiment.add_figure(key, figure, global_step=step)
 
 
-def curve_table(curve: BERCurve) -> tuple[list[str], list[list[float | None]]]:
-    """Return column names and rows of a curve: rate, mean, standard deviation, 95 % interval, then each map."""
-    axis = axis_name(curve.axis)
-    columns = [axis, "accuracy", "std", "low", "high", *(f"map_{number}" for number in range(curve.maps))]
-    rows: Sequence[Sequence[float]] = [
-        [rate, mean, std, *interval, *accuracies.tolist()]
-        for rate, mean, std, interval, accuracies in zip(
-            curve.rates, curve.mean, curve.std, curve.interval, curve.accuracy, strict=True
-        )
+def curve_table(curve: BERCurve) -> tuple[list[str], list[list[float | bool | None]]]:
+    """Return column names and rows of a curve: rate, mean score, deviation, 95 % interval, direction, then each map."""
+    maps = [f"map_{number}" for number in range(curve.maps)]
+    columns = [axis_name(curve.axis), curve.score, "std", "low", "high", "higher_is_better", *maps]
+    points = zip(curve.rates, curve.mean, curve.std, curve.interval, curve.values.tolist(), strict=True)
+    rows = [
+        [rate, mean, std, *interval, curve.higher_is_better, *values] for rate, mean, std, interval, values in points
     ]
-    return columns, [[None if math.isnan(value) else value for value in row] for row in rows]
+    return columns, [[None if value is None or math.isnan(value) else value for value in row] for row in rows]
+
+
+def save_curve(curve: BERCurve, folder: Path) -> None:
+    """Write a curve as ``accuracy_over_ber.csv``, ``.png`` and ``.svg`` into a folder, or under its own name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns, rows = curve_table(curve)
+    with (folder / f"{curve.names.file}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    figure, _ = curve.plot()
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"{curve.names.file}.{suffix}", dpi=150)
 
 
 def finish(loggers: Sequence[Any], exit_code: int = 0) -> None:
@@ -132,4 +175,5 @@ def finish(loggers: Sequence[Any], exit_code: int = 0) -> None:
 
 def wandb_folder(loggers: Sequence[Any]) -> Path | None:
     """Return where the W&B run among these loggers is on disk, if there is one."""
-    return next((Path(logger.experiment.dir).parent for logger in loggers if _has(logger, "finish")), None)
+    runs = [logger.experiment for logger in loggers if _has(logger, "finish")]
+    return next((Path(run.dir).parent for run in runs if isinstance(run.dir, str)), None)  # other processes have none

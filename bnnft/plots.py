@@ -22,7 +22,7 @@ def axes(ax: "Axes | None" = None) -> Plot:
 
 
 def is_rate(axis: str) -> bool:
-    """Tell whether a parameter of an error model is a rate: a fraction, shown in percent."""
+    """Return whether a parameter of an error model is a rate: a fraction, shown in percent."""
     return axis.startswith("rate")
 
 
@@ -60,7 +60,41 @@ def axis_value(axis: str, value: float) -> str:
         >>> axis_value("rate", 0.05), axis_value("voltage", 0.55), axis_value("scale", 2)
         ('5 %', '0.55 V', '2')
     """
-    return f"{axis_scale(axis) * value:g} {axis_unit(axis)}".strip()
+    return axis_values(axis, [value])[0]
+
+
+def axis_values(axis: str, values: Sequence[float]) -> list[str]:
+    """Return values of such a parameter for people, with as many digits as tell them apart."""
+    shown = distinct_numbers([axis_scale(axis) * value for value in values])
+    return [f"{number} {axis_unit(axis)}".strip() for number in shown]
+
+
+def distinct_numbers(values: Sequence[float]) -> list[str]:
+    """Return numbers as texts of at least six digits, and of as many as tell different numbers apart.
+
+    Example:
+        >>> distinct_numbers([0, 0.05]), distinct_numbers([0.1, 0.1000001])
+        (['0', '0.05'], ['0.1', '0.1000001'])
+    """
+    texts: list[str] = []
+    for digits in range(6, 18):  # 17 digits tell any two floats apart
+        texts = [f"{value:.{digits}g}" for value in values]
+        if len(set(texts)) == len(set(values)):
+            break
+    return texts
+
+
+def score_title(score: str, higher_is_better: bool | None = True, percent: bool = True) -> str:
+    """Return what the axis of a score is called.
+
+    Example:
+        >>> score_title("accuracy"), score_title("mean_squared_error", higher_is_better=False, percent=False)
+        ('accuracy (%)', 'mean squared error, lower is better')
+    """
+    title = f"{score.replace('_', ' ')} (%)" if percent else score.replace("_", " ")
+    if score == "accuracy" or higher_is_better is None:
+        return title
+    return f"{title}, {'higher' if higher_is_better else 'lower'} is better"
 
 
 def plot_curve(
@@ -70,16 +104,32 @@ def plot_curve(
     ax: "Axes | None" = None,
     label: str | None = None,
     axis: str = "rate",
+    score: str = "accuracy",
+    higher_is_better: bool | None = True,
+    percent: bool = True,
 ) -> Plot:
-    """Draw accuracy over bit error rate with its 95 % band; all fractions, shown in percent."""
+    """Draw a score over bit error rate with its band.
+
+    Args:
+        rates: fractions, shown in percent, or values of another parameter.
+        mean: the score at each rate.
+        interval: ends of the band at each rate.
+        ax: the axes to draw on; new ones if ``None``.
+        label: for the legend.
+        axis: the parameter that the rates are of.
+        score: name of the score.
+        higher_is_better: of the score.
+        percent: the score is a fraction, shown in percent.
+    """
     figure, ax = axes(ax)
-    x = [axis_scale(axis) * rate for rate in rates]
-    (line,) = ax.plot(x, [100 * value for value in mean], marker="o", markersize=4, label=label)
-    low, high = zip(*((100 * a, 100 * b) for a, b in interval), strict=True)
+    x, scale = [axis_scale(axis) * rate for rate in rates], 100 if percent else 1
+    (line,) = ax.plot(x, [scale * value for value in mean], marker="o", markersize=4, label=label)
+    low, high = zip(*((scale * a, scale * b) for a, b in interval), strict=True)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set_xlabel(axis_title(axis))
-    ax.set_ylabel("accuracy (%)")
-    ax.set_ylim(0, 100)
+    ax.set_ylabel(score_title(score, higher_is_better, percent))
+    if percent:
+        ax.set_ylim(0, 100)
     if is_rate(axis):
         ax.set_xlim(left=min(0, ax.get_xlim()[0]) if len(x) > 1 else 0)
     ax.grid(alpha=0.3)

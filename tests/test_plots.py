@@ -51,6 +51,16 @@ def test_curve_shows_rates_and_accuracies_in_percent_with_their_band():
     assert corners == {(0, 90), (5, 75), (5, 85), (20, 20), (20, 40)}
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["plain"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("bit error rate (%)", "accuracy (%)")
+    assert axes.get_ylim() == (0, 100)
+
+
+def test_a_score_that_is_no_fraction_is_drawn_as_it_is():
+    _, axes = plot_curve(
+        RATES, [200.0, 300.0, 400.0], [(190, 210), (250, 350), (300, 500)], score="loss", percent=False
+    )
+    assert axes.lines[0].get_ydata() == pytest.approx([200, 300, 400])
+    assert axes.get_ylim()[1] > 500
+    assert axes.get_ylabel() == "loss, higher is better"
 
 
 def test_curve_over_another_parameter_keeps_its_values_and_name():
@@ -92,4 +102,5 @@ def test_sorted_values_fall_and_their_mean_is_marked():
     assert list(values.get_xdata()) == [1, 2, 3]
     assert list(values.get_ydata()) == [3, 2, 1]
     assert mean.get_ydata() == [2, 2]
+    assert axes.get_ylim()[0] == 0
     assert axes.get_title() == "title"

@@ -6,6 +6,8 @@ import pytest
 from commands import QUICK, run
 from offline_run import column, read, table
 
+from bnnft.report.__main__ import main
+
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
@@ -139,3 +141,24 @@ def test_a_value_for_the_sweeper_is_returned(tmp_path):
     (output,) = (tmp_path / "outputs").glob("*/*")
     value = json.loads((output / "metrics.json").read_text())["metrics"]["test/tolerable_ber"]
     assert f"Succeeded with return value: {value}" in done.stdout
+
+
+def test_both_curves_of_a_run_reach_results_and_report(tmp_path):
+    """The second one under its name: in the terminal, the files of the run, W&B and the report."""
+    chip = "_target_: bnnft.callbacks.AccuracyOverBER, rates: [0.1, 0.3], maps: 2, name: chip"
+    done = run(tmp_path, *QUICK, f"+callbacks.chip={{{chip}, save_dir: '${{hydra:runtime.output_dir}}'}}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "chip: clean accuracy" in done.stdout
+    (output,) = (tmp_path / "outputs").glob("*/*")
+    result = json.loads((output / "metrics.json").read_text())
+    (further,) = result["further_curves"]
+    assert (result["curve"]["name"], further["name"], further["rates"]) == ("", "chip", [0.1, 0.3])
+    means = [sum(maps) / len(maps) for maps in further["accuracy"]]
+    assert result["metrics"]["test/chip_acc_ber_0p3"] == pytest.approx(means[1])
+    assert (output / "chip_accuracy_over_ber.csv").is_file()
+    tracked = read(next((tmp_path / "wandb").glob("offline-run-*")))
+    assert column(tracked, "test/chip_acc_over_ber") == pytest.approx(means)
+    assert tracked["metrics"]["test/chip_acc_over_ber"] == "ber"
+    assert main([str(output)]) == 0
+    assert "## chip" in (output / "report.md").read_text()
+    assert (output / "chip_acc_over_ber.svg").is_file()

@@ -9,13 +9,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, checked_choice
-from bnnft.callbacks.announcement import announce
 from bnnft.callbacks.training_loss import untouched
 from bnnft.injection.activation import Target, checked_target
-from bnnft.injection.flipped import How
+from bnnft.injection.injection import How
 from bnnft.injection.scheduled import ScheduledErrors
 from bnnft.injection.sites import Weights
 from bnnft.injection.training import Batch, BitFlips
+from bnnft.loggers import announce
 from bnnft.tracing.sharding import flattened_by
 
 Gradient = Literal["straight_through", "exact", "average"]

@@ -1,1 +1,1 @@
-"""Accuracy over bit error rate."""
+"""Scores over bit error rate."""

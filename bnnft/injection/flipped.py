@@ -1,174 +1,19 @@
-"""Run a model with flipped bits: find them, and flip each where that is exact."""
+"""Run a model with flipped bits."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from bnnft.ber import ErrorModel, Key, as_error_model, checked_choice, checked_flips
-from bnnft.injection.activation import ActivationFlips, Target, checked_target, find_activations
-from bnnft.injection.latent import LatentFlips
-from bnnft.injection.layer import LayerFlips
-from bnnft.injection.operand import Drawn, OperandFlips
-from bnnft.injection.sites import Site, Weights, known_sites, no_sites
+from bnnft.ber import ErrorModel, Key, as_error_model, checked_choice
+from bnnft.injection.activation import Target
+from bnnft.injection.injection import How, Injection, draw_flips, draw_site
+from bnnft.injection.operand import Drawn
+from bnnft.injection.sites import Weights, no_sites
 from bnnft.tracing.compiled import compiled_modules
-from bnnft.tracing.sharding import whole
 
 Gradient = Literal["straight_through", "exact"]
-How = Literal["auto", "operand", "latent"]
-
-
-def draw_flips(sites: Sequence[Site], error_model: ErrorModel, key: Key) -> dict[str, Drawn]:
-    """Return for each site's name the sorted flat indices of the bits that read wrong.
-
-    Where they depend on bits that only the forward makes, what draws them then.
-    """
-    return {site.name: draw_site(site, error_model, key) for site in sites}
-
-
-def draw_site(site: Site, error_model: ErrorModel, key: Key) -> Drawn:
-    """Return the sorted flat indices of the bits of one site that read wrong, or what draws them."""
-    own = key.at(site.position, site.name)
-
-    def drawn(weight: Tensor) -> Tensor:
-        return checked_flips(error_model.flips(weight, own), weight, error_model, site.name)
-
-    if not error_model.reads_bits:
-        return drawn(site.weight.detach())
-    if site.where in ("made", "stored"):
-        return drawn
-    weight = whole(site.weight)
-    return drawn(weight if site.zero is None else torch.where(weight == 0, float(site.zero), weight))
-
-
-def is_none(flips: Drawn) -> bool:
-    """Return whether no bit is flipped."""
-    return isinstance(flips, Tensor) and flips.numel() == 0
-
-
-class Injection:
-    """The stored bits of a model, and the flips of them. Nothing is flipped but inside of :meth:`under`.
-
-    Args:
-        model: any module.
-        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
-        how: ``"operand"`` flips bits where they are made; ``"latent"`` the signs of latent weights; ``"auto"`` where
-            they are made, and in modules that run in a compiled graph the latents whose signs are the bits.
-        target: flip ``"weights"``, ``"activations"`` or ``"both"``.
-        activations: patterns of the names of binary activations, see
-            :func:`bnnft.injection.activation.find_activations`.
-        biases: flip binary biases too.
-        exact: let the gradient of a flipped bit change sign; else it passes as if nothing was flipped.
-
-    Attributes:
-        sites: that are known so far; :meth:`learn` adds those that :attr:`finder` saw.
-        neurons: names of the modules whose binary outputs are flipped.
-        finder: looks for binary weights while the model runs in its context, and flips bits where they are made.
-
-    Raises:
-        TypeError, ValueError: an argument is out of range, or a pattern matches nothing.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        weights: Weights | None = None,
-        how: How = "auto",
-        target: Target = "weights",
-        activations: Sequence[str] | None = None,
-        biases: bool = False,
-        exact: bool = False,
-    ) -> None:
-        checked_choice(how, How, "how")
-        checked_target(target)
-        self.model, self.how, self.target, self._exact, self._weights = model, how, target, exact, weights
-        self.neurons = [] if target == "weights" else find_activations(model, activations)
-        self.finder = OperandFlips(model, weights, biases, exact)
-        self.sites = [] if target == "activations" else self.placed(known_sites(model, weights))
-
-    def learn(self) -> None:
-        """Take the sites that the model was seen to compute with.
-
-        Raises:
-            ValueError: there are none.
-        """
-        if self.target != "activations":
-            self.sites = self.placed(self.finder.sites())
-            if not self.sites:
-                raise no_sites(self.model)
-
-    def renew(self) -> None:
-        """Take note of other parameters than before; what is no longer there is forgotten."""
-        self.finder.renew()
-        now = dict(self.model.named_parameters(remove_duplicate=False))
-        positions = {id(weight): place for place, weight in enumerate(self.model.parameters())}
-        kept = [site for site in self.sites if site.name in now]
-        known = known_sites(self.model, self._weights) if self.target != "activations" else []
-        sites = [site._replace(weight=now[site.name], position=positions[id(now[site.name])]) for site in kept]
-        new = [site for site in known if site.name not in {site.name for site in kept}]
-        self.sites = sorted([*sites, *self.placed(new)], key=lambda site: site.position)
-
-    def placed(self, sites: Sequence[Site]) -> list[Site]:
-        """Return sites with the place where their bits are to be flipped."""
-        if self.how == "operand":
-            return list(sites)
-        if self.how == "latent":
-            return [site._replace(where="latent") for site in sites]
-        compiled = compiled_modules(self.model)
-        return [
-            site._replace(where="latent")
-            if site.where == "made" and site.layer in compiled and site.like_latent is not False
-            else site
-            for site in sites
-        ]
-
-    def check_layers(self, error_model: ErrorModel) -> None:
-        """Raise ValueError if an error model that differs by layer does not fit the sites and activations."""
-        error_model.check_layers([*(site.name for site in self.sites), *self.neurons])
-
-    @contextmanager
-    def under(
-        self,
-        flips: Mapping[str, Drawn],
-        error_model: ErrorModel,
-        key: Key,
-        watch: bool = False,
-        check: bool = False,
-    ) -> Iterator[None]:
-        """Run the model with flips.
-
-        Args:
-            flips: of each site, from :func:`draw_flips`.
-            error_model: of the flips of activations.
-            key: of these.
-            watch: look for what is not known yet.
-            check: compare the standing bits of latent weights before each is restored.
-        """
-        here = {site.name: flips[site.name] for site in self.sites if not is_none(flips[site.name])}
-        made = [site for site in self.sites if site.where in ("made", "stored") and site.name in here]
-        latent = [site for site in self.sites if site.where == "latent" and site.name in here]
-        layer = [site for site in self.sites if site.where == "layer" and site.name in here]
-        drawn = {name: each for name, each in here.items() if isinstance(each, Tensor)}
-        lent = LayerFlips(self.model, layer, drawn, self._exact, bool(compiled_modules(self.model)))
-        contexts: list[Any] = [
-            ActivationFlips(self.model, self.neurons, error_model, key, self._exact),
-            lent,
-            LatentFlips(self.model, latent, drawn, exact=self._exact, check=check),
-        ]
-        if made or watch:
-            first = self.finder.first_names()
-            self.finder.flips = {first[site.name]: here[site.name] for site in made}
-            self.finder.stored = frozenset(first[site.name] for site in made if site.where == "stored")
-            self.finder.elsewhere = frozenset(first[site.name] for site in self.sites) - set(self.finder.flips)
-            self.finder.constants = lent.places
-            contexts.append(self.finder)
-        with ExitStack() as stack:
-            for context in contexts:
-                stack.push(context.__exit__)  # before the first bit is flipped
-                context.__enter__()
-            yield
 
 
 @contextmanager
@@ -244,5 +89,6 @@ def flipped(
     injection.finder.draw = found if watch else None
     with injection.under(drawn, error_model, key, watch=watch):
         yield flips
+    injection.conclude()
     if not drawn and not flips and target != "activations":
         raise no_sites(model)

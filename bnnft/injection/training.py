@@ -16,8 +16,8 @@ from bnnft.ber import (
     checked_choice,
 )
 from bnnft.injection.activation import Target
-from bnnft.injection.flipped import Gradient, How, Injection, draw_flips, is_none
-from bnnft.injection.proof import Proof
+from bnnft.injection.flipped import Gradient
+from bnnft.injection.injection import How, Injection, draw_flips, is_none
 from bnnft.injection.scheduled import ScheduledErrors
 from bnnft.injection.sites import Site, Weights, no_sites, sites_of, state_of
 from bnnft.injection.undecided import Undecided, unsettled
@@ -87,7 +87,6 @@ class BitFlips:
         self.errors = ScheduledErrors(as_error_model(error_model), schedule, seed)
         self.batches = 0
         self._say, self._warn = say, warn
-        self._proof = Proof()
         self._look = target != "activations"
         self._parameters: list[int] = []
         self._undecided = Undecided(self.injection.finder, say)
@@ -129,15 +128,12 @@ class BitFlips:
         error_model = self.errors.at(self.batches)
         self._prove_restored()
         flips = draw_flips(injection.sites, error_model, key)
-        due = any(self._proof.due(site, flips[site.name]) for site in injection.sites)
         watch = injection.target != "activations" and (
-            self._look or due or unsettled(self.model, injection.sites, injection.finder)
+            self._look or injection.is_due(flips) or unsettled(self.model, injection.sites, injection.finder)
         )
-        injection.finder.proof = self._proof if watch and (due or self._look) else None
-        if injection.finder.proof is not None:
-            self._proof.expect(injection.sites, flips, injection.finder.first_names())
+        if watch:
             self._restored = [_DrawnBits(site, flips[site.name]) for site in injection.sites if site.where == "latent"]
-        stack.enter_context(injection.under(flips, error_model, key, watch=watch, check=watch))
+        stack.enter_context(injection.under(flips, error_model, key, watch=watch))
         return bool(injection.neurons) or not all(map(is_none, flips.values()))
 
     def _prove_restored(self) -> None:
@@ -148,13 +144,8 @@ class BitFlips:
         """
         kept = [bits.name for bits in self._restored if bits.stand_flipped()]
         self._restored = []
-        if kept and self.injection.how == "latent":
-            raise RuntimeError(
-                f"{', '.join(kept)}: the flipped signs stand although they were restored: something saves the latent "
-                "weights in the batch and writes them back after it. how='operand' flips the bits where they are made"
-            )
-        sites = self.injection.sites
-        self.injection.sites = [site._replace(where="made") if site.name in kept else site for site in sites]
+        why = "the flipped signs stand although they were restored, something saves them and writes them back"
+        self.injection.flip_where_made({name: f"{name}: {why}" for name in kept})
 
     def _finish(self) -> None:
         """Learn from a batch that is done."""
@@ -162,51 +153,24 @@ class BitFlips:
         injection, finder = self.injection, self.injection.finder
         if injection.target == "activations":
             return
-        faults: dict[str, str] = {}
-        if finder.proof is not None:
-            self._proof.conclude(injection.sites)
-            faults, finder.proof = self._proof.faults, None
+        before = list(injection.sites)
+        injection.conclude()
         known = {site.name for site in injection.sites}
         seen = bool(finder.uses or finder.floats)
-        if faults or any(name not in known for name in finder.uses) or (self._look and seen):
-            self._learn(faults)
+        if any(name not in known for name in finder.uses) or (self._look and seen):
+            self._learn()
+        self._report([site for site in injection.sites if site not in before])
         if seen:
             self._look = False
 
-    def _learn(self, faults: dict[str, str]) -> None:
+    def _learn(self) -> None:
+        """Take the sites that were found, but for those that are undecided."""
         injection, finder = self.injection, self.injection.finder
         self._undecided.take({site.name for site in injection.sites}, self.batches)
-        before = {site.name: site for site in injection.sites}
-        found = [site for site in injection.placed(finder.sites()) if site.name not in self._undecided]
-        injection.sites = [self._judged(site, before.get(site.name), faults) for site in found]
-        finder.settle()
+        injection.learn(left_out=self._undecided)
         if not injection.sites and not unsettled(self.model, [], finder) and not self._undecided:
             raise no_sites(self.model)
         injection.check_layers(self.errors.at(self.batches))
-        self._report([site for site in injection.sites if before.get(site.name) != site])
-
-    def _judged(self, site: Site, before: Site | None, faults: dict[str, str]) -> Site:
-        """Return a site with the place where its flips are exact.
-
-        Raises:
-            RuntimeError: there is none, or another one was asked for.
-        """
-        if before is not None and before.where in ("made", "stored") and site.where == "layer":
-            site = site._replace(where=before.where)  # it was found that the layer is not its only use
-        fault = faults.get(site.name, "")
-        if self.injection.how == "latent":
-            if not fault and site.like_latent is False:
-                fault = f"{site.name}: its operand has other signs, or it is used as a float too"
-            if fault:
-                raise RuntimeError(
-                    f"these layers do not compute with the drawn flips ({fault}): the sign of their latent weight is "
-                    "not the bit in every use. how='operand' flips the bits where they are made"
-                )
-        elif fault and site.where in ("layer", "latent"):
-            return site._replace(where="made")
-        elif fault:
-            raise RuntimeError(f"these layers do not compute with the drawn flips ({fault}): name other weights=[...]")
-        return site
 
     # --- what may be there still --------------------------------------------------------------------------------
 
@@ -220,7 +184,7 @@ class BitFlips:
                 self.look_again()
             self._parameters = now
         if self._undecided.decide(self.batches):
-            self._learn({})
+            self._learn()
 
     def _report(self, sites: Sequence[Site]) -> None:
         """Say where the flips go, and what is binary and left alone, each once."""

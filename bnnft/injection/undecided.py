@@ -30,7 +30,7 @@ class Undecided:
         self._waiting: dict[str, tuple[Tensor, int]] = {}  # values, and since which batch
         self._decided: set[str] = set()
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._waiting
 
     def __bool__(self) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import rich
 
-from bnnft.report.tables import job_table
 from bnnft.report.write import write_report
 from bnnft.runs.results import read_jobs
+from bnnft.runs.tables import job_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

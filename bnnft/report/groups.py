@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from bnnft.evaluation.curve import interval
+from bnnft.runs.curves import CurveKind
 from bnnft.runs.results import Job, Result
 
 MOST_GROUPS = 12  # lines in a figure that can still be told apart
@@ -90,18 +91,25 @@ def in_groups(jobs: Sequence[Job], values: Sequence[str]) -> Iterator[tuple[str,
             yield value, results
 
 
-def pooled(results: Sequence[Result]) -> tuple[list[float], list[float], list[tuple[float, float]]]:
-    """Return rates, mean accuracies and 95 % intervals of several runs.
+def pooled(
+    results: Sequence[Result], kind: CurveKind | None = None
+) -> tuple[list[float], list[float], list[tuple[float, float]]]:
+    """Return rates, mean scores and 95 % intervals of several runs.
 
     Where several runs have a rate, each counts with its mean over fault maps: the spread over runs is what says whether
     a difference between groups is one. A single run has the spread over its fault maps.
+
+    Args:
+        results: of the runs.
+        kind: of their curves; accuracy over BER if ``None``.
     """
-    curves = [result.curve for result in results if result.curve is not None]
+    found = map((kind or CurveKind()).of, results)
+    curves = [curve for curve in found if curve is not None]
     rates = sorted({rate for curve in curves for rate in curve.rates})
     means, intervals = [], []
     for rate in rates:
-        maps = [curve.accuracy[curve.rates.index(rate)] for curve in curves if rate in curve.rates]
-        values = torch.stack([accuracy.mean() for accuracy in maps]) if len(maps) > 1 else maps[0]
+        maps = [curve.values[curve.rates.index(rate)] for curve in curves if rate in curve.rates]
+        values = torch.stack([scores.mean() for scores in maps]) if len(maps) > 1 else maps[0]
         means.append(float(values.mean()))
-        intervals.append(interval(values) if len(values) > 1 else (means[-1], means[-1]))
+        intervals.append(interval(values, curves[0].bounds) if len(values) > 1 else (means[-1], means[-1]))
     return rates, means, intervals

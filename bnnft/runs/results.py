@@ -12,9 +12,9 @@ import torch
 from omegaconf import OmegaConf
 
 from bnnft.evaluation.curve import BERCurve
-from bnnft.plots import axis_name
 
 RESULT, JOB = "metrics.json", "job.json"
+_HOW = ("score", "higher_is_better", "bounds", "name")  # what a file may lack that an older version wrote
 State = Literal["finished", "failed", "unfinished"]
 
 
@@ -25,7 +25,7 @@ class Result:
     Attributes:
         folder: where it ran.
         metrics: last value of everything it logged.
-        curve: accuracy over BER, if it was measured.
+        curves: what was measured over BER, see :func:`by_key`.
         overrides: the settings of its command line.
         config: its whole resolved config.
         seconds: how long it took.
@@ -34,26 +34,22 @@ class Result:
 
     folder: Path
     metrics: Mapping[str, float]
-    curve: BERCurve | None = None
+    curves: Mapping[str, BERCurve] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     identity: str = ""
 
     @property
+    def curve(self) -> BERCurve | None:
+        """The first curve, if there is one."""
+        return next(iter(self.curves.values()), None)
+
+    @property
     def clean(self) -> float:
         """Accuracy without flips, NaN if it was not measured."""
-        return self.metrics.get("test/acc", math.nan) if self.curve is None else self.curve.clean
-
-    @property
-    def tolerable(self) -> float:
-        """Tolerable BER, or what else its curve is over, NaN if it was not measured."""
-        return self.metrics.get(f"test/tolerable_{axis_name(self.axis)}", math.nan)
-
-    @property
-    def axis(self) -> str:
-        """Which parameter of the error model the curve is over."""
-        return "rate" if self.curve is None else self.curve.axis
+        measured = (curve.clean for curve in self.curves.values() if curve.score == "accuracy")
+        return next(measured, self.metrics.get("test/acc", math.nan))
 
     def objective(self, names: str | Sequence[str]) -> float | tuple[float, ...]:
         """Return the metric of this name, or of several names: what a sweeper optimizes.
@@ -88,23 +84,48 @@ class Job:
     sweep: str = ""
 
 
+def by_key(curves: Iterable[BERCurve]) -> dict[str, BERCurve]:
+    """Return the curves of one run by what tells them apart: their names, nothing for one that has none.
+
+    Further curves without a name are called as in the log.
+    """
+    found: dict[str, BERCurve] = {}
+    for curve in curves:
+        found[curve.names.over if curve.name in found else curve.name] = curve
+    return found
+
+
 def write_result(
-    folder: Path, metrics: Mapping[str, Any], curve: BERCurve | None, config: Mapping[str, Any], seconds: float = 0.0
+    folder: Path,
+    metrics: Mapping[str, Any],
+    curves: BERCurve | Sequence[BERCurve] | None,
+    config: Mapping[str, Any],
+    seconds: float = 0.0,
 ) -> Result:
     """Write ``metrics.json`` into the folder of a run, whole or not at all."""
     own = identity(config, folder)
     values = {name: float(value) for name, value in metrics.items()}
-    content: dict[str, Any] = {"metrics": values, "curve": None, "config": config}
-    content |= {"seconds": seconds, "identity": own}
-    if curve is not None:
-        content["curve"] = {
-            "axis": curve.axis,
-            "rates": curve.rates,
-            "accuracy": curve.accuracy.tolist(),
-            "clean": curve.clean,
-        }
-    _write(folder / RESULT, content)
-    return Result(folder, values, curve, _overrides(folder), config, seconds, own)
+    several = [curves] if isinstance(curves, BERCurve) else list(curves or ())
+    first, *further = map(_plain, several) if several else [None]
+    content = {"metrics": values, "curve": first, "further_curves": further, "config": config}
+    _write(folder / RESULT, content | {"seconds": seconds, "identity": own})
+    return Result(folder, values, by_key(several), _overrides(folder), config, seconds, own)
+
+
+def _plain(curve: BERCurve) -> dict[str, Any]:
+    """Return a curve in types that JSON has."""
+    values = "accuracy" if curve.score == "accuracy" else "values"
+    content = {"axis": curve.axis, "rates": curve.rates, values: curve.values.tolist(), "clean": curve.clean}
+    return content | {name: getattr(curve, name) for name in _HOW}
+
+
+def _curve(content: Mapping[str, Any]) -> BERCurve:
+    """Return the curve of :func:`_plain`, also as older versions wrote it."""
+    rest: dict[str, Any] = {name: content[name] for name in _HOW if name in content}
+    if "bounds" in rest:
+        rest["bounds"] = tuple(rest["bounds"])
+    values = torch.tensor(content["accuracy" if "accuracy" in content else "values"], dtype=torch.float64)
+    return BERCurve(tuple(content["rates"]), values, content["clean"], content["axis"], **rest)
 
 
 def read_result(folder: Path) -> Result:
@@ -115,12 +136,10 @@ def read_result(folder: Path) -> Result:
     """
     try:
         content = json.loads((folder / RESULT).read_text())
-        curve = content["curve"]
-        if curve is not None:
-            accuracy = torch.tensor(curve["accuracy"], dtype=torch.float64)
-            curve = BERCurve(tuple(curve["rates"]), accuracy, curve["clean"], curve["axis"])
+        written = [content["curve"]] if content["curve"] is not None else []
+        curves = by_key(_curve(curve) for curve in [*written, *content.get("further_curves", [])])
         rest = (content[name] for name in ("config", "seconds", "identity"))
-        return Result(folder, content["metrics"], curve, _overrides(folder), *rest)
+        return Result(folder, content["metrics"], curves, _overrides(folder), *rest)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / RESULT} is no result of a run, or was cut: {error}") from error
 

@@ -5,21 +5,20 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import nn
+from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError
+from torchmetrics.classification import MultilabelAveragePrecision
+from torchmetrics.segmentation import MeanIoU
 
-from bnnft import BERCurve, accuracy_over_ber, binarized_weights, flipped
-from bnnft.ber import Asymmetric, Chip, ErrorModel, Independent, Key, PerLayer, Sram65
-from bnnft.evaluation.accuracy import AccuracyMeter
+from bnnft import accuracy_over_ber, binarized_weights, flipped
+from bnnft.ber import Asymmetric, Chip, Independent, Key, PerLayer, Sram65
+from bnnft.evaluation.accuracy import error_models
 from bnnft.injection.activation import ActivationFlips, find_activations
 from bnnft.nn import BinaryActivation, BinaryLinear
 
 RATES = [0, 0.05, 0.2, 0.5]
-
-
-def curve(rates, means, clean=0.9, axis="rate"):
-    return BERCurve(tuple(rates), torch.tensor([[mean, mean] for mean in means], dtype=torch.float64), clean, axis)
 
 
 def network():
@@ -43,86 +42,24 @@ def loader(**options):
     return DataLoader(dataset(), batch_size=20, **options)
 
 
-def test_mean_and_deviation_are_over_the_maps_of_each_rate():
-    accuracy = torch.rand(3, 5, dtype=torch.float64, generator=torch.manual_seed(0))
-    measured = BERCurve((0.0, 0.1, 0.2), accuracy, clean=0.9)
-    assert measured.maps == 5
-    assert measured.mean == pytest.approx(np.mean(accuracy.numpy(), axis=1))
-    assert measured.std == pytest.approx(np.std(accuracy.numpy(), axis=1, ddof=1))
+def by_hand(model, errors, draw=0, seed=0, weights=("0.weight", "4.weight")):
+    """The drawn weights times -1, in a call that knows nothing of flips."""
+    errors = errors if hasattr(errors, "flips") else Independent(errors)
+    changed = {}
+    for position, (name, weight) in enumerate(model.named_parameters()):
+        if name in weights:
+            signs = torch.ones(weight.numel())
+            signs[errors.flips(weight.detach(), Key(seed, draw).at(position, name))] = -1
+            changed[name] = weight.detach() * signs.view_as(weight)
+    return lambda inputs: functional_call(model.eval(), changed, inputs)
 
 
-@pytest.mark.parametrize("maps", [2, 5, 20])
-def test_interval_is_the_student_t_interval_of_the_mean(maps):
-    accuracy = torch.rand(2, maps, dtype=torch.float64, generator=torch.manual_seed(0))
-    measured = BERCurve((0.0, 0.1), accuracy, clean=0.9)
-    for interval, row in zip(measured.interval, accuracy.numpy(), strict=True):
-        assert interval == pytest.approx(stats.t.interval(0.95, maps - 1, row.mean(), stats.sem(row)))
-
-
-def test_one_map_has_a_mean_but_no_deviation_and_no_interval():
-    measured = BERCurve((0.0, 0.1), torch.tensor([[0.9], [0.5]], dtype=torch.float64), clean=0.9)
-    assert measured.mean == [0.9, 0.5]
-    assert all(math.isnan(value) for value in (*measured.std, *measured.interval[0], *measured.interval[1]))
-
-
-@pytest.mark.parametrize(
-    ("rates", "means", "tolerable"),
-    [
-        ([0, 0.1, 0.2], [0.9, 0.9, 0.7], 0.15),  # half of the fall is the drop
-        ([0, 0.1, 0.2, 0.3], [0.9, 0.85, 0.7, 0.9], 0.1 + 0.1 / 3),  # the first fall counts, not a later rise
-        ([0, 0.1, 0.2], [0.9, 0.95, 0.75], 0.175),  # interpolated from above the clean accuracy
-        ([0, 0.1, 0.2], [0.9, 0.88, 0.85], 0.2),  # never falls: the highest tested rate
-        ([0, 0.1, 0.2], [0.9, 0.8, 0.7], 0.1),  # the drop is exactly reached
-        ([0, 0.1, 0.2], [0.9, 0.85, 0.8], 0.2),
-        ([0, 0.1, 0.2], [0.9, 0.8, 0.8], 0.2),
-        ([0.1, 0.2], [0.5, 0.4], 0.025),  # falls before the first rate: interpolated from the clean accuracy at 0
-        ([0.1, 0.2], [0.9, 0.7], 0.15),
-        ([0, 0.1], [0.5, 0.4], 0.0),  # falls at the first rate, 0
-        ([0.3], [0.9], 0.3),
-        ([0.3], [0.7], 0.15),
-    ],
-    ids=str,
-)
-def test_tolerable_ber_is_the_rate_where_the_mean_first_falls_below_clean_less_drop(rates, means, tolerable):
-    assert curve(rates, means).tolerable_ber(drop=0.1) == pytest.approx(tolerable, abs=1e-9)
-
-
-def test_rounding_does_not_make_a_drop_of_the_stated_size_larger():
-    assert 0.8 - 0.1 > 0.7
-    assert curve([0, 0.1, 0.2], [0.8, 0.7, 0.7], clean=0.8).tolerable_ber(drop=0.1) == 0.2
-
-
-@pytest.mark.parametrize(("drop", "tolerable"), [(0, 0.0), (0.5, 0.1 / 0.9 * 0.5), (0.9, 0.1), (1, 0.1)])
-def test_tolerable_ber_grows_with_the_drop(drop, tolerable):
-    assert curve([0, 0.1], [0.9, 0.0]).tolerable_ber(drop) == pytest.approx(tolerable, abs=1e-9)
-
-
-def test_tolerable_ber_allows_a_hundredth_unless_told_otherwise():
-    measured = curve([0, 0.1], [0.9, 0.5])
-    assert measured.tolerable_ber() == measured.tolerable_ber(0.01)
-
-
-@pytest.mark.parametrize("drop", [-0.1, 1.5, math.nan])
-def test_tolerable_ber_refuses_a_drop_that_is_no_fraction(drop):
-    with pytest.raises(ValueError, match=r"drop must be a fraction in \[0, 1\], got"):
-        curve([0, 0.1], [0.9, 0.5]).tolerable_ber(drop)
-
-
-def test_plot_draws_mean_and_band_in_percent():
-    figure, axes = curve([0, 0.1], [0.9, 0.5]).plot(label="net")
-    assert axes.figure is figure
-    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0, 90], [10, 50]])
-    assert axes.get_xlabel() == "bit error rate (%)"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["net"]
-    assert curve([0, 1], [0.9, 0.5], axis="volts").plot(axes)[1].get_xlabel() == "volts"
-
-
-def plain_loop(model, batches, rate, draw=0, seed=0, weights=None):
-    right = total = 0
-    with torch.no_grad(), flipped(model.eval(), rate, seed=seed, draw=draw, weights=weights):
-        for inputs, targets in batches:
-            right += int((model(inputs).argmax(1) == targets).sum())
-            total += len(targets)
+def plain_loop(model, batches, errors, **options):
+    run, right, total = by_hand(model, errors, **options), 0, 0
+    for inputs, targets in batches:
+        scores = run(inputs)
+        right += int((scores.argmax(1) == targets).sum())
+        total += len(targets)
     return right / total
 
 
@@ -130,11 +67,11 @@ def plain_loop(model, batches, rate, draw=0, seed=0, weights=None):
 def test_curve_is_that_of_a_plain_loop_over_rates_maps_and_data(seed):
     measured = accuracy_over_ber(network(), loader(), RATES, maps=3, seed=seed)
     batches = list(loader())
-    expected = [[plain_loop(network(), batches, rate, draw, seed) for draw in range(3)] for rate in RATES]
+    expected = [[plain_loop(network(), batches, rate, draw=draw, seed=seed) for draw in range(3)] for rate in RATES]
     assert measured.accuracy.tolist() == expected
     assert measured.clean == expected[0][0]
     assert measured.rates == tuple(RATES)
-    assert measured.axis == "rate"
+    assert (measured.axis, measured.name, measured.score) == ("rate", "", "accuracy")
     assert measured.accuracy.dtype == torch.float64
     assert len(measured.accuracy[2].unique()) > 1  # maps differ
 
@@ -147,9 +84,9 @@ def test_curve_counts_samples_and_not_batches():
     assert torch.equal(measured[0].accuracy, measured[1].accuracy)
 
 
-def test_weights_select_what_is_turned():
+def test_weights_select_what_is_flipped():
     measured = accuracy_over_ber(network(), loader(), [0.4], maps=1, weights=["4"])
-    assert measured.accuracy.item() == plain_loop(network(), loader(), 0.4, weights=["4"])
+    assert measured.accuracy.item() == plain_loop(network(), loader(), 0.4, weights=["4.weight"])
     assert measured.accuracy.item() != plain_loop(network(), loader(), 0.4)
 
 
@@ -163,7 +100,7 @@ def test_correct_decides_what_is_right():
 
 
 @dataclass(frozen=True)
-class FirstBits(ErrorModel):
+class FirstBits:
     """The first bits of each weight read wrong."""
 
     count: int = 0
@@ -174,6 +111,7 @@ class FirstBits(ErrorModel):
 
 
 def test_axis_names_the_parameter_of_the_error_model_that_takes_the_values():
+    assert error_models([1, 2], FirstBits(other=0.5), "count") == [FirstBits(1, 0.5), FirstBits(2, 0.5)]
     measured = accuracy_over_ber(network(), loader(), [0, 300], maps=2, error_model=FirstBits(), axis="count")
     assert measured.axis == "count"
     assert measured.rates == (0.0, 300.0)
@@ -247,17 +185,6 @@ def test_data_are_read_once_and_maps_without_a_flip_cost_no_run():
     assert measured.accuracy[0].tolist() == [measured.clean] * 4
 
 
-def test_a_map_is_shared_by_all_batches():
-    model = network().eval()
-    meter, drawn = AccuracyMeter(model, [Independent(0.2)], maps=1, seed=3), []
-    expected = Independent(0.2).flips(model[0].weight, Key(3).at(0))
-    for inputs, targets in loader():
-        meter.update(lambda inputs=inputs, targets=targets: model(inputs).argmax(1) == targets)
-        drawn.append(meter.flips[0][0]["0.weight"])
-    assert all(flips is drawn[0] for flips in drawn)
-    assert torch.equal(drawn[0], expected)
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -298,7 +225,7 @@ def test_a_model_without_binarized_weights_is_an_error():
         accuracy_over_ber(nn.Linear(16, 4), loader(), [0, 0.3])
 
 
-def test_voltages_go_from_the_highest_down_and_tell_the_lowest_tolerable_one():
+def test_voltages_go_from_the_highest_down():
     model = network()
     volts = [0.55, 0.53, 0.5]
     measured = accuracy_over_ber(model, loader(), volts, maps=2, error_model=Sram65(chip=None), axis="voltage")
@@ -307,26 +234,6 @@ def test_voltages_go_from_the_highest_down_and_tell_the_lowest_tolerable_one():
         assert torch.equal(accuracy, expected.accuracy[0])
     with pytest.raises(ValueError, match=r"rates must go from the fewest errors to the most, got .* for axis"):
         accuracy_over_ber(model, loader(), volts[::-1], error_model=Sram65(), axis="voltage")
-    falling = curve([0.55, 0.53, 0.5], [0.895, 0.885, 0.5], axis="voltage")
-    assert falling.tolerable_ber(0.02) == pytest.approx(0.53 - 0.03 * 0.005 / 0.385)
-    assert curve([0.55, 0.5], [0.895, 0.895], axis="voltage").tolerable_ber() == 0.5
-    assert math.isnan(curve([0.55, 0.5], [0.5, 0.1], axis="voltage").tolerable_ber())
-
-
-def test_a_curve_goes_over_the_error_models_own_points_unless_others_are_given():
-    model = network()
-    by_itself = accuracy_over_ber(model, loader(), maps=2, error_model=Sram65(chip=None))
-    expected = accuracy_over_ber(model, loader(), Sram65.points, 2, error_model=Sram65(chip=None), axis="voltage")
-    assert (by_itself.axis, by_itself.rates) == ("voltage", (0.55, 0.54, 0.53, 0.52, 0.51, 0.5))
-    assert torch.equal(by_itself.accuracy, expected.accuracy)
-    plain = accuracy_over_ber(model, loader(), maps=1)
-    assert (plain.axis, plain.rates) == ("rate", (0, 0.01, 0.05, 0.1, 0.15, 0.2, 0.3))
-
-
-def test_a_rate_stands_for_independent_flips():
-    models = 0.1, Independent(0.1), None
-    measured = [accuracy_over_ber(network(), loader(), [0.3], maps=2, error_model=model) for model in models]
-    assert all(torch.equal(curve.accuracy, measured[0].accuracy) for curve in measured)
 
 
 def test_two_rates_are_swept_by_their_mean():
@@ -385,3 +292,76 @@ def test_both_targets_have_the_flips_of_the_weights_too():
 def test_patterns_of_layers_that_are_not_there_are_an_error():
     with pytest.raises(ValueError, match=r"the pattern 'conv\*' matches no weight"):
         accuracy_over_ber(network(), loader(), [1], error_model=PerLayer({"conv*": 0.1, "*": 0.1}), axis="scale")
+
+
+def test_any_other_score_is_that_of_a_plain_loop():
+    """Mean squared error of each map: by torchmetrics, by a function, and by hand on all samples at once."""
+
+    def squared_error(model, batch):
+        inputs, targets = batch
+        return (model(inputs) - targets).square().sum(), targets.numel()
+
+    model, x = network().eval(), dataset().tensors[0]
+    y = torch.randn(50, 4, generator=torch.Generator().manual_seed(2))
+    data = [(x[:20], y[:20]), (x[20:40], y[20:40]), (x[40:], y[40:])]
+    metric = MeanSquaredError()
+    measured = accuracy_over_ber(model, data, [0, 0.2], maps=2, score=metric)
+    counted = accuracy_over_ber(model, data, [0, 0.2], maps=2, score=squared_error, higher_is_better=False)
+    with torch.no_grad():
+        clean = float((model(x) - y).square().mean())
+        expected = [float((by_hand(model, 0.2, draw=draw)(x) - y).square().mean()) for draw in range(2)]
+    assert measured.clean == pytest.approx(clean)
+    assert measured.values[0].tolist() == [measured.clean] * 2
+    assert measured.values[1].tolist() == pytest.approx(expected)
+    assert len({clean, *expected}) == 3
+    assert counted.values.flatten().tolist() == pytest.approx(measured.values.flatten().tolist())
+    assert (measured.score, measured.higher_is_better) == ("mean_squared_error", False)
+    assert (counted.score, counted.higher_is_better, counted.bounds) == ("squared_error", False, (-math.inf, math.inf))
+    assert metric.update_count == 0  # the one that was given is as it was
+
+
+def test_predictions_by_name_and_answers_of_another_shape():
+    """Mean intersection over union of a segmentation, and several labels a sample."""
+    model, x = network().eval(), dataset().tensors[0]
+    classes = torch.randint(0, 2, (50, 4), generator=torch.Generator().manual_seed(3))
+
+    def predict(model, batch):
+        return {"preds": (model(batch["x"]) > 0).long()[:, :, None], "target": batch["y"][:, :, None]}
+
+    iou = MeanIoU(num_classes=2, input_format="index")
+    measured = accuracy_over_ber(model, [{"x": x, "y": classes}], [0.3], maps=2, score=iou, predict=predict)
+    iou.update(**predict(model, {"x": x, "y": classes}))
+    assert measured.clean == pytest.approx(float(iou.compute()))
+    labels = accuracy_over_ber(model, [(x, classes)], [0.3], maps=2, score=MultilabelAveragePrecision(4))
+    assert labels.clean == pytest.approx(float(MultilabelAveragePrecision(4)(model(x), classes)))
+    assert labels.bounds == (0, 1)
+
+
+def test_answers_that_are_no_number_count_as_wrong_and_are_said_once():
+    class Broken(nn.Sequential):
+        def forward(self, x):
+            scores = super().forward(x)
+            return torch.where(torch.arange(len(x))[:, None] % 2 == 0, torch.nan, scores)
+
+    model, x = Broken(*network()).eval(), dataset().tensors[0]
+    targets = network().eval()(x).argmax(1)
+    targets[::2] = 0  # what argmax makes of NaN
+    with pytest.warns(UserWarning, match="50 of 100 answers under all maps count as wrong") as said:
+        measured = accuracy_over_ber(model, [(x, targets)], [0], maps=1)
+    assert measured.clean == 0.5
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"score": 3}, TypeError, "score must be a torchmetrics Metric or a function of model and batch, got 3"),
+        ({"score": len, "correct": len}, ValueError, "correct= and score= exclude each other"),
+        ({"predict": len}, ValueError, "predict= says what a torchmetrics metric is updated with"),
+        ({"predict": len, "score": len}, ValueError, "predict= says what a torchmetrics metric is updated with"),
+        ({"higher_is_better": False}, ValueError, "higher_is_better is True for accuracy, got False"),
+    ],
+)
+def test_bad_scores_raise_before_the_data_are_read(arguments, error, message):
+    with pytest.raises(error, match=message):
+        accuracy_over_ber(network(), None, [0], **arguments)

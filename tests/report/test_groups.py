@@ -1,9 +1,11 @@
 import pytest
 import torch
-from result_folders import finish, sweep
+from result_folders import finish, finish_with, sweep
 from scipy.stats import t
 
+from bnnft import BERCurve
 from bnnft.report.groups import grouping, in_groups, pooled, settings_of, varied
+from bnnft.runs.curves import kind_of
 from bnnft.runs.results import read_jobs
 
 
@@ -63,3 +65,14 @@ def test_runs_with_other_rates_share_a_figure(tmp_path):
     rates, means, _ = pooled(results)
     assert rates == [0.0, 0.03, 0.06, 0.09, 0.12]
     assert means[4] == pytest.approx(results[1].curve.mean[4])
+
+
+def test_intervals_of_groups_stay_within_the_bounds_of_the_score(tmp_path):
+    """Means of two runs, 0.9 and 0.1: Student's t alone goes from -4.6 to 5.6."""
+    curves = [BERCurve((0.1,), [[mean]], 0.9) for mean in (0.9, 0.1)]
+    results = [finish_with(tmp_path, 0.1, seed, [curve]) for seed, curve in enumerate(curves)]
+    assert pooled(results)[2] == [(0.0, 1.0)]
+    free = [BERCurve((0.1,), [[mean]], 0.9, score="loss") for mean in (0.9, 0.1)]
+    results = [finish_with(tmp_path, 0.2, seed, [curve]) for seed, curve in enumerate(free)]
+    assert pooled(results) == ([], [], [])  # no accuracy
+    assert pooled(results, kind_of("", free[0]))[2][0] == pytest.approx((-4.582, 5.582), abs=1e-3)

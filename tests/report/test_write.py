@@ -5,8 +5,9 @@ import sys
 import time
 
 import pytest
-from result_folders import begin, fail, finish, sweep
+from result_folders import begin, fail, finish, finish_with, sweep
 
+from bnnft import BERCurve
 from bnnft.report.__main__ import main
 
 
@@ -108,3 +109,51 @@ def test_a_thousand_runs_are_read_in_a_gigabyte(tmp_path):
     assert time.monotonic() - start < 120
     peak = next(line for line in done.stdout.splitlines() if line.startswith("VmHWM"))
     assert int(peak.split()[1]) < 2**20  # kB
+
+
+def test_a_sweep_whose_first_jobs_have_no_curve_has_the_report_of_the_others(tmp_path):
+    """One was cut, one failed, one has no curve; the fourth says what is shown."""
+    begin(tmp_path, 0.0, 0)
+    fail(tmp_path, 0.0, 1)
+    finish_with(tmp_path, 0.0, 2, [], {"test/acc": 0.75})
+    finish(tmp_path, 0.1, 0, axis="voltage", rates=2)
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report.md").read_text()
+    assert "| run | clean | 0.97 V | 1 V | tolerable voltage |" in page
+    assert "| ber.rate=0.0, seed=2 | 75.0 |  |  |  |" in page
+    assert "seed=0,dataset=digits: unfinished" in page
+    assert "ber.rate=0.1" in (tmp_path / "accuracy_over_ber.svg").read_text()
+
+
+def test_a_sweep_without_any_curve_has_a_report(tmp_path):
+    finish_with(tmp_path, 0.0, 0, [], {"test/acc": 0.75})
+    assert main([str(tmp_path)]) == 0
+    assert "| 75.0 |" in (tmp_path / "report.md").read_text()
+
+
+def test_all_curves_of_runs_reach_tables_figures_and_page_under_their_names(tmp_path):
+    for seed in (0, 1):
+        chip = BERCurve((0.1, 0.2), [[0.5, 0.6 + 0.1 * seed], [0.4, 0.5]], 0.9, name="chip")
+        loss = BERCurve((0.1,), [[2.0, 3.0 + seed]], 1.5, score="squared_error", higher_is_better=False, name="mse")
+        usual = BERCurve((0, 0.1), [[0.9, 0.9], [0.7, 0.8]], 0.9)
+        finish_with(tmp_path, 0.1, seed, [usual, chip, loss], {"test/chip_tolerable_ber": 0.05})
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report.md").read_text()
+    sections = {part.splitlines()[0]: part for part in page.split("## ")[1:]}
+    assert list(sections) == ["acc_over_ber", "chip", "mse"]
+    assert "| run | clean | 10 % | 20 % | tolerable BER |" in sections["chip"]
+    assert "| seed=1 | 90.0 | 60.0 | 45.0 | 5.0 |" in sections["chip"]
+    assert "Squared error, lower is better." in sections["mse"]
+    assert "| seed=1 | 1.5 | 3 |  |" in sections["mse"]
+    for figure in ("accuracy_over_ber", "chip_acc_over_ber", "mse_squared_error_over_ber"):
+        assert f"({figure}.svg)" in page
+        assert {path.suffix for path in tmp_path.glob(f"{figure}.*")} == {".svg", ".pdf", ".png"}
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    found = [(row["curve"], row["rate"], row["accuracy"], row["squared_error"]) for row in rows if row["seed"] == "0"]
+    assert found == [
+        ("acc_over_ber", "0.0", "0.9", ""),
+        ("acc_over_ber", "0.1", "0.75", ""),
+        ("chip_acc_over_ber", "0.1", "0.55", ""),
+        ("chip_acc_over_ber", "0.2", "0.45", ""),
+        ("mse_squared_error_over_ber", "0.1", "", "2.5"),
+    ]

@@ -12,8 +12,8 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnnft.report.tables import duration, job_table
 from bnnft.runs.results import RESULT, read_jobs, read_result
+from bnnft.runs.tables import duration, job_table
 
 
 def folder_name(overrides: str) -> str:

@@ -1,0 +1,99 @@
+"""Takes a score of a model, clean and under all fault maps, batch by batch."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from bnnft.evaluation.curve import BERCurve
+from bnnft.evaluation.maps import FaultMaps
+from bnnft.evaluation.scores import Score
+from bnnft.evaluation.tallies import Reduce
+
+
+class ScoreMeter:
+    """A score of a model, clean and under every fault map.
+
+    Args:
+        score: what to measure, see :func:`bnnft.evaluation.scores.as_score`.
+        maps: the fault maps, with the model that they are for.
+
+    Example:
+        >>> import torch
+        >>> from bnnft.ber import Independent
+        >>> from bnnft.evaluation.maps import Flipping
+        >>> from bnnft.evaluation.scores import as_score
+        >>> from bnnft.nn import BinaryLinear
+        >>> model = BinaryLinear(64, 4, bias=False)
+        >>> meter = ScoreMeter(as_score(), FaultMaps(model, [Independent(0.0)], maps=1, flipping=Flipping()))
+        >>> x = torch.randn(8, 64)
+        >>> meter.update((x, model(x).argmax(1)))
+        >>> meter.curve([0]).clean
+        1.0
+    """
+
+    def __init__(self, score: Score, maps: FaultMaps) -> None:
+        self.score, self.maps = score, maps
+        self._tally = score.tally(maps.slots, maps.device)
+        self._batches = 0
+
+    def update(self, batch: Any, around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        """Run one batch clean and under every map.
+
+        Args:
+            batch: what the score is taken of, on the model's device.
+            around: makes a context for each run, such as autocast, which keeps the cast of a weight for as long as it
+                is entered.
+        """
+
+        def answers() -> Any:
+            with around():
+                return self.score.answers(self.maps.model, batch)
+
+        clean = self.maps.clean(answers)
+        for run in self.maps.runs:
+            seen = clean if run.map is None else self.maps.under(run, self._batches, answers)
+            for slot in run.slots:
+                self._tally.add(slot, seen)
+        self._batches += 1
+
+    def merge(self, reduce: Reduce) -> None:
+        """Put together what all processes measured.
+
+        Args:
+            reduce: returns the sum of a tensor over processes.
+        """
+        self._tally.merge(reduce)
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the curve must know, nothing in most cases."""
+        return self._tally.remark
+
+    def curve(self, rates: Sequence[float], axis: str = "rate", name: str = "") -> BERCurve:
+        """Return the curve of everything measured so far.
+
+        Args:
+            rates: that the points of the curve are at.
+            axis: the parameter of the error model that they are of.
+            name: of the curve.
+
+        Raises:
+            ValueError: nothing was measured; a metric computes no number.
+        """
+        if self._tally.empty:
+            raise ValueError(f"{self.score.name} over BER needs data, but got no batch")
+        values = self._tally.values()
+        low, high = self.score.bounds
+        # what torchmetrics draws within bounds may leave them, as R2 does: then it has none
+        bounds = self.score.bounds if low <= values.min() and values.max() <= high else (-math.inf, math.inf)
+        return BERCurve(
+            tuple(rates),
+            values[1:].view(len(rates), -1),
+            float(values[0]),
+            axis,
+            self.score.name,
+            self.score.higher_is_better,
+            bounds,
+            name,
+        )

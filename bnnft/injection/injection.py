@@ -1,0 +1,226 @@
+"""The stored bits of a model: where they are, where each is flipped, and what of that is proven."""
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bnnft.ber import ErrorModel, Key, checked_choice, checked_flips
+from bnnft.injection.activation import ActivationFlips, Target, checked_target, find_activations
+from bnnft.injection.latent import LatentFlips
+from bnnft.injection.layer import LayerFlips
+from bnnft.injection.operand import Drawn, OperandFlips
+from bnnft.injection.proof import Proof
+from bnnft.injection.sites import Site, Weights, known_sites
+from bnnft.tracing.compiled import compiled_modules
+from bnnft.tracing.sharding import whole
+
+How = Literal["auto", "operand", "latent"]
+
+
+def draw_flips(sites: Sequence[Site], error_model: ErrorModel, key: Key) -> dict[str, Drawn]:
+    """Return for each site's name the sorted flat indices of the bits that read wrong.
+
+    Where they depend on bits that only the forward makes, what draws them then.
+    """
+    return {site.name: draw_site(site, error_model, key) for site in sites}
+
+
+def draw_site(site: Site, error_model: ErrorModel, key: Key) -> Drawn:
+    """Return the sorted flat indices of the bits of one site that read wrong, or what draws them."""
+    own = key.at(site.position, site.name)
+
+    def drawn(weight: Tensor) -> Tensor:
+        return checked_flips(error_model.flips(weight, own), weight, error_model, site.name)
+
+    if not error_model.reads_bits:
+        return drawn(site.weight.detach())
+    if site.where in ("made", "stored"):
+        return drawn
+    weight = whole(site.weight)
+    return drawn(weight if site.zero is None else torch.where(weight == 0, float(site.zero), weight))
+
+
+def is_none(flips: Drawn) -> bool:
+    """Return whether no bit is flipped."""
+    return isinstance(flips, Tensor) and flips.numel() == 0
+
+
+class Injection:
+    """The stored bits of a model, and the flips of them. Nothing is flipped but inside of :meth:`under`.
+
+    Args:
+        model: any module.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
+        how: ``"operand"`` flips bits where they are made; ``"latent"`` the signs of latent weights; ``"auto"`` where
+            they are made, and in modules that run in a compiled graph the latents whose signs are the bits.
+        target: flip ``"weights"``, ``"activations"`` or ``"both"``.
+        activations: patterns of the names of binary activations, see
+            :func:`bnnft.injection.activation.find_activations`.
+        biases: flip binary biases too.
+        exact: let the gradient of a flipped bit change sign; else it passes as if nothing was flipped.
+
+    Attributes:
+        sites: that are known so far; :meth:`learn` adds those that :attr:`finder` saw.
+        neurons: names of the modules whose binary outputs are flipped.
+        proof: of the flips of each site.
+        finder: looks for binary weights while the model runs in its context, and flips bits where they are made.
+
+    Raises:
+        TypeError, ValueError: an argument is out of range, or a pattern matches nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Weights | None = None,
+        how: How = "auto",
+        target: Target = "weights",
+        activations: Sequence[str] | None = None,
+        biases: bool = False,
+        exact: bool = False,
+    ) -> None:
+        checked_choice(how, How, "how")
+        checked_target(target)
+        self.model, self.how, self.target, self._exact, self._weights = model, how, target, exact, weights
+        self.neurons = [] if target == "weights" else find_activations(model, activations)
+        self.proof = Proof()
+        self.finder = OperandFlips(model, weights, biases, exact)
+        self.sites = [] if target == "activations" else self.placed(known_sites(model, weights))
+
+    def learn(self, left_out: Container[str] = ()) -> None:
+        """Take the sites that the model was seen to compute with, but for some.
+
+        Raises:
+            ValueError: there are none.
+            RuntimeError: flips of latents are asked for, and the signs of one are not its bits.
+        """
+        before = {site.name: site for site in self.sites}
+        found = [site for site in self.placed(self.finder.sites()) if site.name not in left_out]
+        for number, site in enumerate(found):
+            known = before.get(site.name)
+            if known is not None and known.where in ("made", "stored") and site.where == "layer":
+                found[number] = site._replace(where=known.where)  # the layer is not its only use
+            elif self.how == "latent" and site.like_latent is False:
+                raise _no_latent(f"{site.name}: its operand has other signs, or it is used as a float too")
+        self.finder.settle()
+        self.sites = found
+
+    def is_due(self, flips: Mapping[str, Drawn]) -> bool:
+        """Return whether these flips are to be watched, since those of some site are not proven yet."""
+        return any(self.proof.due(site, flips[site.name]) for site in self.sites)
+
+    def conclude(self) -> bool:
+        """Take what a watched run has proven; return whether something is flipped elsewhere from now on.
+
+        Raises:
+            RuntimeError: a layer did not compute with the drawn flips, and there is nowhere else to flip its bits.
+        """
+        if self.finder.proof is None:
+            return False
+        self.finder.proof = None
+        self.proof.conclude(self.sites)
+        self.flip_where_made(self.proof.faults)
+        return bool(self.proof.faults)
+
+    def flip_where_made(self, faults: Mapping[str, str]) -> None:
+        """Flip the bits of some sites where they are made, and no longer in the layer or the latent.
+
+        Args:
+            faults: what is wrong with the flips of sites, by their names.
+
+        Raises:
+            RuntimeError: they are flipped there already, or the latent was asked for.
+        """
+        for number, site in enumerate(self.sites):
+            if site.name not in faults:
+                continue
+            if self.how == "latent":
+                raise _no_latent(faults[site.name])
+            if site.where not in ("layer", "latent"):
+                raise RuntimeError(
+                    f"these layers do not compute with the drawn flips ({faults[site.name]}): leave them out with "
+                    "weights=[...]"
+                )
+            self.sites[number] = site._replace(where="made")
+
+    def renew(self) -> None:
+        """Take note of other parameters than before; what is no longer there is forgotten."""
+        self.finder.renew()
+        now = dict(self.model.named_parameters(remove_duplicate=False))
+        positions = {id(weight): place for place, weight in enumerate(self.model.parameters())}
+        kept = [site for site in self.sites if site.name in now]
+        known = known_sites(self.model, self._weights) if self.target != "activations" else []
+        sites = [site._replace(weight=now[site.name], position=positions[id(now[site.name])]) for site in kept]
+        new = [site for site in known if site.name not in {site.name for site in kept}]
+        self.sites = sorted([*sites, *self.placed(new)], key=lambda site: site.position)
+
+    def placed(self, sites: Sequence[Site]) -> list[Site]:
+        """Return sites with the place where their bits are to be flipped."""
+        if self.how == "operand":
+            return list(sites)
+        if self.how == "latent":
+            return [site._replace(where="latent") for site in sites]
+        compiled = compiled_modules(self.model)
+        return [
+            site._replace(where="latent")
+            if site.where == "made" and site.layer in compiled and site.like_latent is not False
+            else site
+            for site in sites
+        ]
+
+    def check_layers(self, error_model: ErrorModel) -> None:
+        """Raise ValueError if an error model that differs by layer does not fit the sites and activations."""
+        error_model.check_layers([*(site.name for site in self.sites), *self.neurons])
+
+    @contextmanager
+    def under(
+        self,
+        flips: Mapping[str, Drawn],
+        error_model: ErrorModel,
+        key: Key,
+        watch: bool = False,
+    ) -> Iterator[None]:
+        """Run the model with flips.
+
+        Args:
+            flips: of each site, from :func:`draw_flips`.
+            error_model: of the flips of activations.
+            key: of these.
+            watch: look for what is not known yet, and for what is not proven; then :meth:`conclude`.
+        """
+        here = {site.name: flips[site.name] for site in self.sites if not is_none(flips[site.name])}
+        made = [site for site in self.sites if site.where in ("made", "stored") and site.name in here]
+        latent = [site for site in self.sites if site.where == "latent" and site.name in here]
+        layer = [site for site in self.sites if site.where == "layer" and site.name in here]
+        drawn = {name: each for name, each in here.items() if isinstance(each, Tensor)}
+        lent = LayerFlips(self.model, layer, drawn, self._exact, bool(compiled_modules(self.model)))
+        contexts: list[Any] = [
+            ActivationFlips(self.model, self.neurons, error_model, key, self._exact),
+            lent,
+            LatentFlips(self.model, latent, drawn, exact=self._exact, check=watch),
+        ]
+        if made or watch:
+            first = self.finder.first_names()
+            self.finder.flips = {first[site.name]: here[site.name] for site in made}
+            self.finder.stored = frozenset(first[site.name] for site in made if site.where == "stored")
+            self.finder.proof = self.proof if self.is_due(flips) else None
+            if self.finder.proof is not None:
+                self.proof.expect(self.sites, flips, first)
+            self.finder.elsewhere = frozenset(first[site.name] for site in self.sites) - set(self.finder.flips)
+            self.finder.constants = lent.places
+            contexts.append(self.finder)
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.push(context.__exit__)  # before the first bit is flipped
+                context.__enter__()
+            yield
+
+
+def _no_latent(fault: str) -> RuntimeError:
+    return RuntimeError(
+        f"these layers do not compute with the drawn flips ({fault}): the sign of their latent weight is not the bit "
+        "in every use. how='operand' flips the bits where they are made"
+    )
