@@ -18,7 +18,13 @@ X = torch.ones(2, 64)
 def maps_of(models, maps=2, **options):
     model = network()
     found = FaultMaps(model, models, maps, Flipping(**options))
-    return model, found, found.draw(lambda: model(X))
+    found.clean(lambda: run(model))
+    return model, found, found.runs
+
+
+@torch.no_grad()
+def run(model):
+    return model(X)
 
 
 def test_a_map_is_drawn_once_and_is_that_of_its_number():
@@ -33,23 +39,21 @@ def test_a_map_is_drawn_once_and_is_that_of_its_number():
 def test_a_run_is_the_network_with_those_bits_flipped_and_all_are_restored():
     model, found, runs = maps_of([Independent(0.2)])
     before = [weight.detach().clone() for weight in model.parameters()]
-    for run in runs[1:]:
-        flips = found.flips[0][run.map[1]]
+    for each in runs[1:]:
+        flips = found.flips[0][each.map[1]]
         signs = [torch.where(weight >= 0, 1.0, -1.0) for weight in before]
         for sign, name in zip(signs, ("0.weight", "2.weight"), strict=True):
             sign.view(-1)[flips[name]] *= -1
         expected = torch.where(X @ signs[0].T >= 0, 1.0, -1.0) @ signs[1].T
-        with found.under(run, batch=0), torch.no_grad():
-            assert torch.equal(model(X), expected)
-        with torch.no_grad():
-            assert not torch.equal(model(X), expected)
+        assert torch.equal(found.under(each, 0, lambda: run(model)), expected)
+        assert not torch.equal(run(model), expected)
         assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
 
 
 def test_runs_stand_for_all_maps_that_are_equal():
     """Slots: 0 is clean, then point by point each map."""
     _, _, runs = maps_of([Independent(0.0), Independent(0.2), Chip(0.2, chip=1)])
-    assert [(run.map, run.slots) for run in runs] == [
+    assert [(each.map, each.slots) for each in runs] == [
         (None, [0, 1, 2]),
         ((1, 0), [3]),
         ((1, 1), [4]),
@@ -59,14 +63,10 @@ def test_runs_stand_for_all_maps_that_are_equal():
 
 def test_activations_are_drawn_anew_so_that_no_map_stands_for_another():
     model, found, runs = maps_of([Chip(0.3, chip=1)], target="activations")
-    assert [run.slots for run in runs] == [[0], [1], [2]]
-    outputs = []
-    for batch in (0, 1, 0):
-        with found.under(runs[1], batch), torch.no_grad():
-            outputs.append(model(X))
+    assert [each.slots for each in runs] == [[0], [1], [2]]
+    outputs = [found.under(runs[1], batch, lambda: run(model)) for batch in (0, 1, 0)]
     assert torch.equal(outputs[0], outputs[2])
-    with torch.no_grad():
-        assert not torch.equal(outputs[0], model(X))
+    assert not torch.equal(outputs[0], run(model))
 
 
 @pytest.mark.parametrize("maps", [0, -1, 1.0, True, "2", None])

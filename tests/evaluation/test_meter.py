@@ -32,7 +32,7 @@ Y = torch.arange(24) % 4
 
 
 def test_each_run_has_a_context_of_its_own():
-    """As autocast needs it: once for the forward that finds, then for each run of each batch."""
+    """As autocast needs it: for each run of each batch."""
     entered, depth = [], [0]
 
     @contextmanager
@@ -45,7 +45,7 @@ def test_each_run_has_a_context_of_its_own():
     measured = meter()
     for start in (0, 8, 16):
         measured.update((X[start : start + 8], Y[start : start + 8]), around)
-    assert entered == [1] * (1 + 3 * 3)  # clean, which both maps without a flip share, and two maps
+    assert entered == [1] * (3 * 3)  # clean, which both maps without a flip share, and two maps
 
 
 def test_two_processes_have_the_curve_of_one():
