@@ -16,9 +16,11 @@ from torch.utils.hooks import RemovableHandle
 
 from bnnft.ber import ErrorModel, Key, as_error_model, check_layers, checked_choice, reads_bits
 from bnnft.injection.activation import ActivationFlips, Target, checked_target, find_activations
-from bnnft.injection.latent import TurnedWeight, turn_signs
 from bnnft.injection.operand import Flips, OperandFlips
+from bnnft.injection.saves import hold, release
+from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import Site, Weights, find_sites
+from bnnft.injection.windows import Window
 from bnnft.tracing.sharding import whole
 
 Gradient = Literal["straight_through", "exact"]
@@ -44,7 +46,7 @@ class TurnedBits:
         model: nn.Module | None = None,
     ) -> None:
         self._operands: OperandFlips | None = None
-        self._weights: list[TurnedWeight] = []
+        self._weights: list[Window] = []
         self._hooks: list[RemovableHandle] = []
         try:
             places = [
@@ -60,8 +62,9 @@ class TurnedBits:
                     continue
                 indices = flips[site.name]
                 assert isinstance(indices, Tensor)  # drawn, since the bits are in the weight
-                self._weights.append(TurnedWeight(site, indices))
-                self._weights[-1].turn()
+                self._weights.append(window := Window(site, indices, exact=False))
+                window.latent = hold(site, window)
+                window.flip(check=False)
                 if gradient == "exact" and site.weight.requires_grad:
                     hook: RemovableHandle = site.weight.register_hook(_turn_gradient(indices))  # type: ignore[no-untyped-call]
                     self._hooks.append(hook)
@@ -76,7 +79,9 @@ class TurnedBits:
         for name, weight in model.named_parameters(remove_duplicate=False):
             if id(weight) in turned and name in cleaned:
                 cleaned[name] = cleaned[name].clone()
-                turned[id(weight)].clean(cleaned[name])
+                window = turned[id(weight)]
+                if window.latent is not None:
+                    window.latent.clean(cleaned[name])
         return cleaned
 
     def restore(self) -> None:
@@ -105,8 +110,9 @@ class TurnedBits:
             self._hooks.pop().remove()
         faults = []
         while self._weights:  # an interrupted call leaves the rest, and what is half done, to the next
-            if fault := self._weights[-1].turn_back():
+            if fault := self._weights[-1].restore(check=False):
                 faults.append(fault)
+            release(self._weights[-1].site, self._weights[-1])
             self._weights.pop()
         return faults
 
@@ -115,10 +121,10 @@ def _turn_gradient(indices: Tensor) -> Callable[[Tensor], Tensor]:
     def hook(gradient: Tensor) -> Tensor:
         if gradient.requires_grad:  # with create_graph, the turn is part of the graph
             signs = torch.ones_like(gradient)
-            turn_signs(signs, indices)
+            flip_signs(signs, indices)
             return gradient * signs
         gradient = gradient.clone()
-        turn_signs(gradient, indices)
+        flip_signs(gradient, indices)
         return gradient
 
     return hook

@@ -33,7 +33,7 @@ from bnnft.ber import (
     reads_bits,
 )
 from bnnft.ber.error_model import scaled
-from bnnft.injection.latent import turn_signs
+from bnnft.injection.latent import flip_signs
 
 FALSE_ALARM = 1e-9
 
@@ -210,9 +210,9 @@ def test_errors_at_half_the_rate_are_of_the_same_kind(example, weight):
 @every_model
 def test_turning_the_flips_and_turning_them_again_is_exact(example, weight):
     flips, turned = example.model.flips(weight, Key(1)), weight.clone()
-    turn_signs(turned, flips)
+    flip_signs(turned, flips)
     assert torch.equal((turned != weight).flatten().nonzero().squeeze(1), flips)
-    turn_signs(turned, flips)
+    flip_signs(turned, flips)
     assert torch.equal(turned, weight)
 
 

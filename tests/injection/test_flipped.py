@@ -9,8 +9,9 @@ from torch import nn
 import bnnft.injection.flipped as injection
 from bnnft import flipped
 from bnnft.ber import Asymmetric, Independent, Key
-from bnnft.injection import latent
-from bnnft.injection.flipped import TurnedBits, draw_flips, turn_signs
+from bnnft.injection import latent_weight as latent
+from bnnft.injection.flipped import TurnedBits, draw_flips
+from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import Site, find_sites
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
 
@@ -97,12 +98,12 @@ def test_turning_changes_the_sign_bits_at_the_indices_and_nothing_else(dtype, la
     memory = torch.empty(0, dtype=dtype).set_(values.untyped_storage())  # with what lies between the elements
     before, around = bits_of(values), bits_of(memory)
     indices = torch.arange(0, values.numel(), 3)
-    turn_signs(values, indices)
+    flip_signs(values, indices)
     expected = before.flatten()
     expected[indices] ^= torch.iinfo(expected.dtype).min
     assert torch.equal(bits_of(values).flatten(), expected)
     assert int((bits_of(memory) != around).sum()) == len(indices)
-    turn_signs(values, indices)
+    flip_signs(values, indices)
     assert torch.equal(bits_of(memory), around)
 
 
@@ -318,7 +319,7 @@ def test_overwritten_bits_are_reported_by_layer_and_count_and_all_others_return(
 
     model = network()
     before = all_bits(model)
-    with pytest.raises(RuntimeError, match=r"\(2\.weight: 3 turned bits were overwritten\)"):
+    with pytest.raises(RuntimeError, match=r"\(2\.weight: 3 flipped bits were overwritten\)"):
         run_flipped(model, overwrite)
     assert equal(model, before)
 
@@ -331,7 +332,7 @@ def negate(*weights):
 
 def test_every_overwritten_layer_is_reported_at_once():
     model = network()
-    with pytest.raises(RuntimeError, match=r"4\.weight: \d+ turned.*0\.weight: \d+ turned"):
+    with pytest.raises(RuntimeError, match=r"4\.weight: \d+ flipped.*0\.weight: \d+ flipped"):
         run_flipped(model, lambda flips: negate(model[0].weight, model[4].weight))
 
 
@@ -387,11 +388,11 @@ def interrupt_turn(monkeypatch, number, when):
         count += 1
         if (count, when) == (number, "before"):
             raise KeyboardInterrupt
-        turn_signs(values, indices)
+        flip_signs(values, indices)
         if (count, when) == (number, "after"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(latent, "turn_signs", turn)
+    monkeypatch.setattr(latent, "flip_signs", turn)
 
 
 every_interrupt = pytest.mark.parametrize(
@@ -546,14 +547,14 @@ def test_overlapping_turns_are_restored_in_any_order(order):
 
 
 def test_a_foreign_write_under_overlapping_turns_is_told_from_our_own():
-    """Only positions that somebody else wrote are reported, by each state that had turned them."""
+    """Only positions that somebody else wrote are reported, once."""
     model = network()
     first, second = states_turned_by(model, 0, 1)
     with torch.no_grad():
         model[2].weight.view(-1)[:5] = 7.0
-    for state in (first, second):
-        with pytest.raises(RuntimeError, match=r"\(2\.weight: [1-5] turned bits were overwritten\)"):
-            state.restore()
+    with pytest.raises(RuntimeError, match=r"\(2\.weight: [1-5] flipped bits were overwritten\)"):
+        first.restore()
+    second.restore()
     assert model[2].weight.view(-1)[:5].abs().tolist() == [7.0] * 5
 
 
@@ -584,9 +585,9 @@ def test_flipped_restores_all_when_its_own_restore_is_interrupted(monkeypatch, c
         calls.append(1)
         if len(calls) == call:
             raise KeyboardInterrupt
-        turn_signs(values, indices)
+        flip_signs(values, indices)
 
-    monkeypatch.setattr(latent, "turn_signs", turn)
+    monkeypatch.setattr(latent, "flip_signs", turn)
     with pytest.raises(KeyboardInterrupt), flipped(model, 0.5):
         pass
     assert equal(model, before)
