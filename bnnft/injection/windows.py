@@ -133,7 +133,7 @@ class Windows:
         Raises:
             RuntimeError: weights were written to; all that can be put back is.
         """
-        with torch.no_grad():
+        with torch.no_grad(), torch._C.DisableTorchFunction():  # nobody who watches operations is to see these
             _raise_faults([window.restore(self._check) for window in windows])
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class Windows:
                 unlisten(module, self)
 
     def _open(self, windows: Iterable[Window]) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), torch._C.DisableTorchFunction():
             _raise_faults([window.flip(self._check) for window in windows])
         for window in windows:
             self._listen_to_gradient(window)
