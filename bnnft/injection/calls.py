@@ -17,14 +17,18 @@ class Listener(Protocol):
         """Do what is to be done before the module computes."""
 
     def after_call(self, module: nn.Module, output: Any) -> None:
-        """Do what is to be done with what the module returns; not called if it raises."""
+        """Do what is to be done with what the module returns, ``None`` if it raises."""
+
+
+_KEY = "bnnft"
 
 
 class _Listened:
     """A module that somebody listens to.
 
-    The hooks are plain functions that stay the same: copies and pickles of the module hold no more than their names,
-    and a graph that was compiled with them does not have to be compiled anew for the next context.
+    The hooks are plain functions, always under one key: copies and pickles of the module hold no more than their names,
+    and a graph that was compiled with them does not have to be compiled anew for the next context, as it would be for
+    the numbers that torch gives to hooks.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -35,9 +39,13 @@ class _Listened:
         """Hook on the module, and stand before its compiled methods."""
         module = self.module
         if getattr(module, "_compiled_call_impl", None) is None:  # else hooks would be part of the graph
-            module.register_forward_pre_hook(_before, prepend=True)
-            module.register_forward_hook(_after, prepend=True)
-        module.register_state_dict_post_hook(clean_state)  # type: ignore[no-untyped-call]
+            pairs: Any = ((module._forward_pre_hooks, _before), (module._forward_hooks, _after))
+            for hooks, hook in pairs:
+                hooks[_KEY] = hook
+                hooks.move_to_end(_KEY, last=False)
+            module._forward_hooks_always_called[_KEY] = True  # type: ignore[index]
+        # of the class, since scripted modules refuse hooks, and run them all the same
+        nn.Module.register_state_dict_post_hook(module, clean_state)  # type: ignore[no-untyped-call]
         for name, method in list(vars(module).items()):
             if name != "forward" and hasattr(method, "_torchdynamo_orig_callable"):
                 self.replaced[name] = method
@@ -107,3 +115,4 @@ def _unhook(module: nn.Module) -> None:
     for hooks in (module._forward_pre_hooks, module._forward_hooks, module._state_dict_hooks):
         for key in [key for key, hook in hooks.items() if hook in (_before, _after, clean_state)]:
             del hooks[key]
+    module._forward_hooks_always_called.pop(_KEY, None)  # type: ignore[call-overload]

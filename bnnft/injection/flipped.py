@@ -20,7 +20,7 @@ from bnnft.injection.operand import Flips, OperandFlips
 from bnnft.injection.saves import hold, release
 from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import Site, Weights, find_sites
-from bnnft.injection.windows import Window
+from bnnft.injection.window import Window
 from bnnft.tracing.sharding import whole
 
 Gradient = Literal["straight_through", "exact"]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import Site
-from bnnft.injection.windows import Window, Windows
+from bnnft.injection.window import Window
+from bnnft.injection.windows import Windows
 
 __all__ = ["LatentFlips", "flip_signs"]
 
@@ -77,8 +78,9 @@ class LatentFlips:
     ) -> None:
         windows = [Window(site, flips[site.name], exact) for site in sites if flips[site.name].numel()]
         self._windows = Windows(model, windows, check)
-        # an interrupt between the entry and the block, or before the first line of the exit
-        finalize(self, self._windows.close).atexit = False
+        # for an interrupt between the entry and the block, or before the first line of the exit
+        self._dropped = finalize(self, self._windows.close)
+        self._dropped.atexit = False
 
     def __enter__(self) -> Self:
         """Be ready to flip; without gradients, flip."""
@@ -106,3 +108,5 @@ class LatentFlips:
         except BaseException:  # an interrupt: put the rest back before it goes on its way
             self._windows.close()
             raise
+        finally:
+            self._dropped.detach()

@@ -84,6 +84,7 @@ class LatentWeight:
         self.windows.pop(window, None)  # after the change: an interrupted one is done again
         return fault
 
+    @torch.no_grad()
     def clean(self, values: Tensor) -> None:
         """Take all flips that are open out of a copy of the weight, also in the middle of a change."""
         values = local_part(values, self._clean.zeros)[0]

@@ -4,7 +4,6 @@ import copy
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bnnft.injection.latent_weight import LatentWeight
@@ -67,8 +66,7 @@ def _copied(latent: LatentWeight, memo: dict[int, Any]) -> Tensor:
         result: Tensor = copy.deepcopy(latent.weight, memo)
     finally:
         _cover(latent)
-    with torch.no_grad():
-        latent.clean(result)
+    latent.clean(result)
     return result
 
 

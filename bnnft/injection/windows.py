@@ -1,70 +1,32 @@
 """When the bits of latent weights are flipped: from a call of a module to the end of the backward that it leads to."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.utils._contextlib import context_decorator
 from torch.utils._pytree import tree_leaves
 
 from bnnft.injection.calls import listen, unlisten
-from bnnft.injection.latent_weight import LatentWeight
 from bnnft.injection.saves import hold, release
-from bnnft.injection.signs import flip_signs
-from bnnft.injection.sites import Site
-from bnnft.tracing.sharding import is_sharded, local_part
+from bnnft.injection.window import Window
+from bnnft.tracing.sharding import is_sharded
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _NO_BACKWARD = -1
 
 
-class Window:
-    """The flips of one weight in one context.
+def _unseen(function: _Function) -> _Function:
+    """Hide the operations of a function from autograd and from whoever watches operations, a finder of weights say.
 
-    Args:
-        site: the weight.
-        indices: flat, of the bits that are wrong.
-        exact: let the gradient of a flipped weight change sign.
+    Not by a `with` statement, which an interrupt at its end would leave in force.
     """
-
-    def __init__(self, site: Site, indices: Tensor, exact: bool) -> None:
-        self.site, self.drawn, self.exact = site, indices, exact
-        self.indices = local_part(site.weight, indices)[1]
-        self.latent: LatentWeight | None = None
-        self.hook: Any = None  # on the weight's gradient
-        self.seen = False  # whether it has been open
-        self.awaits_backward = False
-
-    @property
-    def open(self) -> bool:
-        """Whether the bits are flipped now."""
-        return self.latent is not None and self in self.latent.windows
-
-    def flip(self, check: bool) -> str | None:
-        """Flip the bits if they are not, and return what was wrong with the weight."""
-        if self.latent is None or self.open:
-            return None
-        fault = self.latent.flip(self, self.indices, check)
-        self.seen = True
-        return fault
-
-    def restore(self, check: bool) -> str | None:
-        """Put the bits back if they are flipped, and return what can't be put right."""
-        self.awaits_backward = False
-        return None if self.latent is None else self.latent.restore(self, check)
-
-    def through(self, gradient: Tensor) -> Tensor | None:
-        """Return the gradient through the flip, where it changes."""
-        if not self.exact:
-            return None
-        if gradient.requires_grad:  # with create_graph, the flip is part of the graph
-            signs = torch.ones_like(gradient)
-            flip_signs(signs, self.drawn)
-            return gradient * signs
-        gradient = gradient.clone()
-        flip_signs(gradient, self.drawn)
-        return gradient
+    disabled = context_decorator(lambda: torch._C.DisableTorchFunction(), function)  # type: ignore[no-untyped-call]
+    hidden: _Function = torch.no_grad()(disabled)
+    return hidden
 
 
 class Windows:
@@ -78,6 +40,9 @@ class Windows:
 
     def __init__(self, model: nn.Module, windows: Sequence[Window], check: bool) -> None:
         self.windows, self._check = windows, check
+        sharded = any(is_sharded(window.site.weight) for window in windows)
+        self._gathering = [module for module in model.modules() if sharded and hasattr(module, "reshard")]
+        self._drop_gathered()
         self._of, self._owners = _holders(model, windows)
         self._always = self._closed = False
         self._calls: list[nn.Module] = []  # that run now, the outermost first
@@ -120,27 +85,27 @@ class Windows:
             if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
                 leaf.register_hook(partial(self._reach_output, self._of[module]))  # type: ignore[no-untyped-call]
         if torch._C._current_graph_task_id() == _NO_BACKWARD and module in self._calls:
-            self._calls.reverse()  # those above it, if any, ended in an error
-            del self._calls[: self._calls.index(module) + 1]
-            self._calls.reverse()
+            while self._calls.pop() is not module:  # those above it said no end, as after an interrupt
+                pass
             if not self._calls:
                 graph = any(not isinstance(leaf, Tensor) or leaf.requires_grad for leaf in leaves)
                 self._settle(torch.is_grad_enabled(), graph)
 
+    @_unseen
     def restore(self, windows: Iterable[Window]) -> None:
         """Close windows.
 
         Raises:
             RuntimeError: weights were written to; all that can be put back is.
         """
-        with torch.no_grad(), torch._C.DisableTorchFunction():  # nobody who watches operations is to see these
-            _raise_faults([window.restore(self._check) for window in windows])
+        _raise_faults([window.restore(self._check) for window in windows])
 
     def close(self) -> None:
         """Close all windows for good and leave no hook behind; more calls do nothing."""
         self._closed = True
         try:
             self.restore(self.windows)
+            self._drop_gathered()
         finally:
             for window in self.windows:
                 if window.hook is not None:
@@ -149,18 +114,26 @@ class Windows:
             for module in self._of:
                 unlisten(module, self)
 
+    @_unseen
     def _open(self, windows: Iterable[Window]) -> None:
-        with torch.no_grad(), torch._C.DisableTorchFunction():
-            _raise_faults([window.flip(self._check) for window in windows])
+        _raise_faults([window.flip(self._check) for window in windows])
         for window in windows:
             self._listen_to_gradient(window)
+
+    def _drop_gathered(self) -> None:
+        """Let FSDP2 gather shards anew: after a forward without a backward, it keeps those of the outermost module."""
+        for module in self._gathering:
+            module.reshard()  # type: ignore[operator]
 
     def _settle(self, gradients: bool, graph: bool) -> None:
         """At the end of an outermost call, close the windows that no backward can need."""
         touched, self._touched = self._touched, {}
         for window, awaited in touched.items():
             window.awaits_backward = awaited or (gradients and (graph or window.site.weight.requires_grad))
-        self.restore([window for window in touched if not window.awaits_backward])
+        done = [window for window in touched if not window.awaits_backward]
+        if done:
+            self.restore(done)
+            self._drop_gathered()
 
     def _close_after(self, backward: int, windows: Iterable[Window]) -> None:
         """Close windows at the end of a backward: of the outermost one, if it is run within another."""
@@ -191,7 +164,7 @@ class Windows:
                 "that the model computed with clean bits. Call modules instead of their forward"
             )
         if window.open and not self._always:
-            if _stepped_in_backward(window.site.weight):
+            if window.stepped_in_backward:
                 self.restore([window])
             else:
                 self._close_after(torch._C._current_graph_task_id(), [window])
@@ -227,15 +200,10 @@ def _check_shards(window: Window, of: Mapping[nn.Module, Sequence[Window]]) -> N
     weight = window.site.weight
     if not is_sharded(weight):
         return
-    if _stepped_in_backward(weight):
+    if window.stepped_in_backward:
         raise RuntimeError(f"{window.site.name}: its shards are updated within the backward, while bits are flipped")
     if window.exact and any(hasattr(module, "unshard") for module, windows in of.items() if window in windows):
         raise RuntimeError(f"{window.site.name}: gradient='exact' can't be had under FSDP2, where no hook sees it")
-
-
-def _stepped_in_backward(weight: nn.Parameter) -> bool:
-    """Return whether somebody is called when the gradient of a weight is complete, as an optimizer in backward is."""
-    return bool(getattr(weight, "_post_accumulate_grad_hooks", None)) or hasattr(weight, "_in_backward_optimizers")
 
 
 def _raise_faults(faults: Iterable[str | None]) -> None:

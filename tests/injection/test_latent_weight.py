@@ -10,7 +10,6 @@ from torch import nn
 
 from bnnft.injection import latent_weight
 from bnnft.injection.latent_weight import LatentWeight
-from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import Site
 
 
@@ -286,11 +285,3 @@ def test_an_interrupt_at_any_line_leaves_what_the_next_restore_puts_right(change
             break
     assert line > 15
     assert len(flips_seen) == 1 if change == "clean copy" else len(flips_seen) > 1
-
-
-def test_what_is_tested_here_flips():
-    """Without its one write, no test above could pass."""
-    values = uniform(5)
-    before = values.clone()
-    flip_signs(values, torch.tensor([0]))
-    assert values[0] == -before[0]
