@@ -106,18 +106,20 @@ class LatentWeight:
         old = self._state
         wanted = _odd([indices for window, indices in self.windows.items() if window is not closing] or [old.zeros[:0]])
         self._step = self._planned(part, old, wanted)
-        new = self._step.to
-        back = torch.isin(old.zeros, new.zeros, invert=True)
-        _put(part, old.zeros[back], old.values[back])
+        new = self._step.to  # from here on an interrupt may come at any line
+        if old.zeros.numel():
+            back = torch.isin(old.zeros, new.zeros, invert=True)
+            _put(part, old.zeros[back], old.values[back])
         if new.zeros.numel():
             _put(part, new.zeros, self._stand_in(part).expand_as(new.values))
         flip_signs(part, self._step.changed)
-        settled = new if new.flipped.numel() + new.zeros.numel() else self._clean
-        self._state, self._step, self._version = settled, None, _version(part)
+        self._state, self._step, self._version = new, None, _version(part)
         return fault
 
     def _planned(self, part: Tensor, old: _State, wanted: Tensor) -> _Step:
         """Return the change that leaves exactly the wanted indices wrong, before anything is written."""
+        if not wanted.numel():
+            return _Step(self._clean, old.flipped, old.written)
         zeros, values = wanted[:0], old.values[:0]
         if self.zero is not None:
             raw = raw_values(part, wanted)
@@ -126,7 +128,7 @@ class LatentWeight:
             values[torch.isin(zeros, old.zeros)] = old.values[torch.isin(old.zeros, zeros)]
             wanted = wanted[~among]
         changed = _odd([old.flipped, wanted])
-        before = raw_values(part, changed) if wanted.numel() else old.written
+        before = raw_values(part, changed)
         sign_bit = torch.iinfo(before.dtype).min
         if not old.flipped.numel():
             written = before ^ sign_bit
@@ -142,9 +144,9 @@ class LatentWeight:
             return old
         undone = (raw_values(values, step.changed) ^ step.before) >= 0
         flipped, written, *_ = old if bool(undone.any()) else step.to
-        both = torch.isin(old.zeros, step.to.zeros, invert=True)
-        zeros, order = torch.cat([step.to.zeros, old.zeros[both]]).sort()
-        return _State(flipped, written, zeros, torch.cat([step.to.values, old.values[both]])[order])
+        more = torch.isin(old.zeros, step.to.zeros, invert=True)
+        zeros, order = torch.cat([step.to.zeros, old.zeros[more]]).sort()
+        return _State(flipped, written, zeros, torch.cat([step.to.values, old.values[more]])[order])
 
     def _verify(self, part: Tensor, check: bool) -> str | None:
         """Leave out of the state what others have overwritten, and return what can't be put right."""
