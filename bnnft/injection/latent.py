@@ -1,177 +1,112 @@
-"""Turn sign bits of a weight in place, and put them back bit for bit, whatever happens in between."""
+"""Flip bits in the latent weight: in place, only while the model computes with it, and put back bit for bit."""
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+from weakref import finalize
 
-import torch
-from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import Tensor, nn
 
+from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import Site
-from bnnft.tracing.sharding import local_part
+from bnnft.injection.window import Window
+from bnnft.injection.windows import Windows
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _memory(weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weight's memory as one row of integers, and where in it the flat indices lie."""
-    memory, places = weight.detach(), indices  # not .data: autograd must see that the weight was written
-    if memory.is_contiguous():
-        memory = memory.view(-1)
-    else:
-        places, rest, extent = torch.zeros_like(indices), indices, 1
-        for size, stride in zip(reversed(memory.shape), reversed(memory.stride()), strict=True):
-            places += rest.remainder(size) * stride
-            rest, extent = rest.div(size, rounding_mode="floor"), extent + (size - 1) * stride
-        memory = memory.as_strided((extent,), (1,))
-    return memory.view(_INTEGERS[memory.element_size()]), places
-
-
-def turn_signs(values: Tensor, indices: Tensor) -> None:
-    """Turn the sign bits of a float tensor in place, at distinct flat indices; twice is the identity.
-
-    Works on every float type and memory layout, without a copy of the tensor.
-
-    Example:
-        >>> import torch
-        >>> values = torch.tensor([1.0, -0.0, 3.0])
-        >>> turn_signs(values, torch.tensor([0, 1]))
-        >>> values
-        tensor([-1., 0., 3.])
-    """
-    memory, places = _memory(*local_part(values, indices))
-    # Adding the sign bit to an integer turns this bit and no other (the carry falls off): an exclusive or that
-    # reads and writes in one pass.
-    sign_bit = torch.tensor(torch.iinfo(memory.dtype).min, dtype=memory.dtype, device=memory.device)
-    memory.index_add_(0, places, sign_bit.expand(places.shape))
-
-
-def _signs(values: Tensor, indices: Tensor) -> Tensor:
-    memory, places = _memory(values, indices)
-    return memory.index_select(0, places) < 0
-
-
-# the turned states of each weight that are open now: more than one where flips are nested or come from two callbacks
-_open: MutableMapping[Tensor, list["TurnedWeight"]] = WeakIdKeyDictionary()
-
-
-class TurnedWeight:
-    """One weight in its turned state, with what is needed to tell whether somebody else wrote to it since."""
-
-    def __init__(self, site: Site, indices: Tensor) -> None:
-        self.site, self.drawn = site, indices
-        self.weight, indices = local_part(site.weight, indices)
-        self.zeros = _Zeros(self.weight, indices, site.zero) if site.zero is not None else None
-        self.indices = indices if self.zeros is None else indices[~self.zeros.among]
-        self.address = self.weight.data_ptr()
-        self.signs = ~_signs(self.weight, self.indices)  # as they are while turned
-        self.version: int | None = None  # known once the bits are turned for certain
-        _open.setdefault(self.weight, []).append(self)
-
-    def turn(self) -> None:
-        """Turn the bits."""
-        if self.zeros is not None:
-            self.zeros.turn()
-        self._write(self.indices)
-        self.version = _version(self.weight)
-
-    def turn_back(self) -> str | None:
-        """Restore the weight and return what was wrong with it, if anything."""
-        weight, indices, interrupted = self.weight, self.indices, self.version is None
-        if weight.data_ptr() != self.address:
-            self._close()
-            return f"{self.site.name}: its memory was replaced"
-        if _version(weight) != self.version:  # written by others, or an interrupt left unsaid whether by us
-            standing = _signs(weight, indices) == self.signs
-            indices = indices if bool(standing.all()) else indices[standing]
-        self.version = None
-        self._write(indices)
-        if self.zeros is not None:
-            self.zeros.turn_back()
-        self._close()
-        overwritten = 0 if interrupted else self.indices.numel() - indices.numel()
-        return f"{self.site.name}: {overwritten} turned bits were overwritten" if overwritten else None
-
-    def clean(self, copy: Tensor) -> None:
-        """Take the flips out of a copy of the weight."""
-        turn_signs(copy, self.drawn if self.zeros is None else self.indices)
-        if self.zeros is not None:
-            copy.view(-1)[self.zeros.indices] = self.zeros.values
-
-    def _write(self, indices: Tensor) -> None:
-        """Turn signs, and let the other turned states of this weight know that it was us."""
-        before = _version(self.weight)
-        turn_signs(self.weight, indices)
-        for other in _open.get(self.weight, ()):
-            if other is not self:
-                other.signs ^= torch.isin(other.indices, indices, assume_unique=True)
-                if other.version == before:
-                    other.version = _version(self.weight)
-
-    def _close(self) -> None:
-        states = _open.get(self.weight, [])
-        if self in states:
-            states.remove(self)
-
-
-class _Zeros:
-    """Latent weights of exactly 0 in a layer that reads their sign from a comparison: they have no bit to turn.
-
-    What turns them is a small value of the sign opposite to what the layer makes of a zero: as small as survives next
-    to the largest weight, since some layers divide by that and round.
-    """
-
-    def __init__(self, weight: Tensor, indices: Tensor, sign: int) -> None:
-        flat = weight.detach().reshape(-1)[indices]
-        self.among = flat == 0
-        self.weight, self.indices, self.values = weight, indices[self.among], flat[self.among]
-        self.sign = sign
-
-    def turn(self) -> None:
-        if self.indices.numel():
-            largest = self.weight.detach().abs().max()
-            small = 4 * torch.finfo(largest.dtype).eps * torch.where(largest > 0, largest, 1.0)
-            self._put((-self.sign * small).to(self.values.dtype).expand_as(self.values))
-
-    def turn_back(self) -> None:
-        self._put(self.values)
-
-    def _put(self, values: Tensor) -> None:
-        if self.indices.numel():
-            memory, places = _memory(self.weight, self.indices)
-            memory.index_copy_(0, places, values.view(memory.dtype))
-
-
-def _version(weight: Tensor) -> int:
-    """Return a number that moves with every write; weights made in inference mode have none."""
-    return -1 if weight.is_inference() else weight._version
+__all__ = ["LatentFlips", "flip_signs"]
 
 
 class LatentFlips:
-    """Stand-in."""
+    """Runs a model with flipped sign bits of its latent weights, while entered.
 
-    def __init__(self, model, sites, flips, *, exact=False, check=False):  # type: ignore[no-untyped-def]
-        self._w = [TurnedWeight(site, flips[site.name]) for site in sites]
-        self._exact = exact
-        self._h = []
-        self._flips = flips
+    With gradients on, nothing is flipped on entry. The window of a weight opens when a module is called that holds it,
+    itself or in one of its parts, or that the site names. It closes at the end of the backward that reached the
+    weight or what that module returned; where no backward can follow, at the end of the call. Each later call opens it
+    again with the same flips, as does a backward through a call that saw them, so that every evaluation sees them:
+    those of closures, of several optimizers and losses, and what checkpointing computes again. Updates between a
+    backward and the next call see clean weights. A weight that is updated within the backward, by a hook, is clean as
+    soon as its gradient is complete.
 
-    def __enter__(self):  # type: ignore[no-untyped-def]
-        for w in self._w:
-            w.turn()
-            if self._exact and w.site.weight.requires_grad:
+    Without gradients, as in evaluation, all bits are flipped from entry to exit: whatever reads the weights, by calls
+    of modules or not, reads the flips.
 
-                def hook(g, i=self._flips[w.site.name]):
-                    g = g.clone()
-                    turn_signs(g, i)
-                    return g
+    What autograd itself has saved of a latent weight is no longer valid once the window is closed, as after any other
+    write in place: a second backward through it raises torch's error. State dicts, deep copies and pickles are clean
+    at any time; ``parameters()`` are not.
 
-                self._h.append(w.site.weight.register_hook(hook))
+    Values that others write while bits are flipped stay, with the signs put back, if they keep the signs, as a clamp
+    does. Anything else is an error.
+
+    Args:
+        model: that holds the weights.
+        sites: the weights.
+        flips: for each site's name the sorted flat indices (int64) of the bits that are wrong.
+        exact: let the gradient of a flipped weight change sign; else it passes as if nothing was flipped. Backward
+            must run inside the context.
+        check: compare all flipped bits with what was written when they are put back. Else that is done where torch
+            has counted a write, which it does not for writes through ``.data``, numpy or a storage.
+
+    Raises:
+        ValueError: a site is not of the model.
+        RuntimeError: a weight was overwritten or updated while its bits were flipped, or its memory was replaced: all
+            bits that still stood are back, and the others stay as they were written; a backward ran after the exit, or
+            reached a weight without a call that flipped it; the flips can't be made: the shards of a weight are
+            updated within the backward, or ``exact`` under FSDP2, where no hook sees the gradient.
+
+    Example:
+        >>> import torch
+        >>> from bnnft.injection.sites import find_sites
+        >>> from bnnft.nn import BinaryLinear
+        >>> layer, x = BinaryLinear(3, 1, bias=False), torch.ones(1, 3)
+        >>> with torch.no_grad():
+        ...     _ = layer.weight.fill_(0.5)
+        >>> with LatentFlips(layer, find_sites(layer), {"weight": torch.tensor([0, 1])}):
+        ...     output = layer(x)
+        ...     flipped = layer.weight.tolist()
+        ...     output.sum().backward()
+        >>> output.item(), flipped, layer.weight.tolist()
+        (-1.0, [[-0.5, -0.5, 0.5]], [[0.5, 0.5, 0.5]])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        flips: Mapping[str, Tensor],
+        *,
+        exact: bool = False,
+        check: bool = False,
+    ) -> None:
+        windows = [Window(site, flips[site.name], exact) for site in sites if flips[site.name].numel()]
+        self._windows = Windows(model, windows, check)
+        # for an interrupt between the entry and the block, or before the first line of the exit
+        self._dropped = finalize(self, self._windows.close)
+        self._dropped.atexit = False
+
+    def __enter__(self) -> Self:
+        """Be ready to flip; without gradients, flip."""
+        try:
+            self._windows.start()
+        except BaseException:
+            self._windows.close()
+            raise
         return self
 
-    def __exit__(self, *e):  # type: ignore[no-untyped-def]
-        for h in self._h:
-            h.remove()
-        faults = [f for w in self._w if (f := w.turn_back())]
-        self._w = []
-        if faults:
-            raise RuntimeError("; ".join(faults))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put every bit back and leave no hook behind."""
+        self.close()
+
+    def restore(self) -> None:
+        """Put all bits back now; with gradients on, the next call of a module flips them again."""
+        self._windows.restore(self._windows.windows)
+
+    def close(self) -> None:
+        """Do what the exit does; more calls do nothing."""
+        try:
+            self._windows.close()
+        except BaseException:  # an interrupt: put the rest back before it goes on its way
+            self._windows.close()
+            raise
+        finally:
+            self._dropped.detach()

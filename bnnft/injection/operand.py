@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnft.injection.finder import Finder, Mark
-from bnnft.injection.latent import turn_signs as flip_signs
+from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import Weights
 from bnnft.tracing.binary import TwoValues, differs_at_once, sides_of, two_values
 from bnnft.tracing.elements import Elements
