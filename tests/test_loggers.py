@@ -118,7 +118,8 @@ def test_two_curves_are_saved_side_by_side(tmp_path):
         assert [row["loss"] for row in csv.DictReader(file)] == ["0.9", "0.5"]
 
 
-def test_a_source_is_said_once_for_each_trainer_and_logged():
+def test_a_source_is_said_once_for_each_trainer_and_logged(caplog):
+    caplog.set_level("INFO", logger="lightning.pytorch.utilities.rank_zero")
     said, runs = [], [Trainer(logger=False, enable_checkpointing=False, accelerator="cpu") for _ in range(2)]
     for run in runs:
         run.loggers = [Plain()]
@@ -131,6 +132,9 @@ def test_a_source_is_said_once_for_each_trainer_and_logged():
         assert say_once(run, "key", "text", said.append)
         assert not say_once(run, "key", "text", said.append)
     assert said == ["text", "text"]
+    spoken = [message for message in caplog.messages if "Sun et al." in message]
+    assert len(spoken) == 2
+    assert all("Sram65(voltage=0.5" in message and "bit error rate 1.56 %, from " in message for message in spoken)
 
 
 def test_what_was_said_keeps_no_trainer_alive():

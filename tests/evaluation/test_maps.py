@@ -1,5 +1,6 @@
 import pytest
 import torch
+from patterns import Centred
 from torch import nn
 
 from bnnft.ber import Chip, Independent, Key
@@ -48,6 +49,20 @@ def test_a_run_is_the_network_with_those_bits_flipped_and_all_are_restored():
         assert torch.equal(found.under(each, 0, lambda: run(model)), expected)
         assert not torch.equal(run(model), expected)
         assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+def test_bits_of_a_layer_that_nobody_knows_are_flipped_where_they_are_made():
+    """Its latent signs are not its bits: flips of those would miss some and make others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Centred(64, 8))
+    found = FaultMaps(model, [Independent(0.2)], 1, Flipping())
+    _, run = found.draw(lambda: model(X))
+    weight = model[0].weight.detach()
+    bits = (weight - weight.mean(1, keepdim=True)).sign()
+    assert not torch.equal(bits, weight.sign())
+    bits.view(-1)[found.flips[0][0]["0.weight"]] *= -1
+    with found.under(run, batch=0), torch.no_grad():
+        assert torch.equal(model(X), X @ bits.T)
 
 
 def test_runs_stand_for_all_maps_that_are_equal():
