@@ -161,7 +161,7 @@ def survives(mutant: Mutant, folder, reached) -> bool:
     try:
         for tests in filter(None, stages(mutant, reached)):
             files = list(dict.fromkeys(test.split("::")[0] for test in tests))
-            limit = 60 + 10 * sum(reached[test].seconds for test in tests)
+            limit = 30 + 5 * sum(reached[test].seconds for test in tests)
             if wait(fork(folder, ["-x", *files], [Chosen(tests, reached)], folder / "log.txt"), limit) != 0:
                 return False
         return True
@@ -175,10 +175,10 @@ def judge(chosen, folder, reached):
     if process:
         return process
     survivors = []
-    for mutant in chosen:
+    for number, mutant in enumerate(chosen, 1):
         if survives(mutant, folder, reached):
             survivors.append(mutant)
-            print(f"line {mutant.line}: {mutant}", flush=True)
+            print(f"{number} of {len(chosen)}, line {mutant.line}: {mutant}", flush=True)
     (folder / "survivors.pkl").write_bytes(pickle.dumps(survivors))
     os._exit(0)
 

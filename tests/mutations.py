@@ -94,7 +94,7 @@ class Source:
     def mutant(self, around: tuple[Named, ...], place: Any, text: str) -> Mutant:
         start = self.rows[place.lineno - 1] + place.col_offset
         end = self.rows[place.end_lineno - 1] + place.end_col_offset
-        line, stop = self.rows[place.lineno - 1], self.text.find(b"\n", end)
+        line, stop = self.rows[place.lineno - 1], self.rows[place.end_lineno]
         shown = (self.text[line:stop], self.text[line:start] + text.encode() + self.text[end:stop])
         before, after = (" ".join(part.decode().split()) for part in shown)
         outer: Any = next(
