@@ -1,3 +1,5 @@
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -6,6 +8,11 @@ from torch import nn
 # the same examples in every run, and no limits on time: machines are slow at times
 hypothesis.settings.register_profile("bnnft", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("bnnft")
+
+# Tests and the commands that they start are no jobs of Slurm, also where it is installed or runs the tests: Lightning
+# would remark that `srun` was not used, or refuse to start other processes than those of the job.
+os.environ["PYTHONWARNINGS"] = "ignore:The `srun` command is available on your system but is not used"
+os.environ["SLURM_JOB_NAME"] = "interactive"
 
 
 @pytest.fixture

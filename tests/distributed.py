@@ -2,7 +2,8 @@
 
     python distributed.py STRATEGY PROCESSES FOLDER [HOW LAYER LR GRADIENT]
 
-Every process writes what it saw into the folder: the signs of the weights in each forward, and its last weights.
+Every process writes what it saw into the folder: the signs of the latent weights in each forward, inputs and outputs of
+the first layer, and its last weights. The first process writes the test metrics.
 """
 
 import sys
@@ -28,7 +29,12 @@ class Recording(Project):
         torch.manual_seed(0)
         net = nn.Sequential(layer(12, 16), BinaryActivation(), layer(16, 16), BinaryActivation(), nn.Linear(16, 3))
         super().__init__(net, lr)
-        self.folder, self.signs = folder, []
+        self.folder, self.signs, self.outputs = folder, [], []
+        self.net[0].register_forward_hook(self._note)
+
+    def _note(self, layer, inputs, output):
+        if self.training:
+            self.outputs.append((inputs[0].detach().clone(), output.detach().clone()))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
@@ -47,7 +53,7 @@ class Recording(Project):
 
     def on_train_end(self):
         weights = {name: whole(weight).clone() for name, weight in self.named_parameters()}
-        torch.save((self.signs, weights), Path(self.folder) / f"rank{self.global_rank}.pt")
+        torch.save((self.signs, self.outputs, weights), Path(self.folder) / f"rank{self.global_rank}.pt")
 
     def on_test_end(self):
         if self.trainer.is_global_zero:

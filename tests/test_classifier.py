@@ -49,3 +49,38 @@ def test_losses_of_samples_have_the_batch_loss_as_mean(loss):
     assert losses.shape == (8,)
     assert torch.allclose(losses.mean(), loss(module(batch[0]), batch[1]))
     assert equal_states(before, state(module))
+
+
+def test_without_a_choice_it_is_adam_at_a_constant_rate_of_a_thousandth(tmp_path):
+    module = Classifier(small_net(), 3)
+    run = trainer(tmp_path, [])
+    run.fit(module, loader())
+    assert type(run.optimizers[0]) is torch.optim.Adam
+    assert run.optimizers[0].param_groups[0]["lr"] == 1e-3
+    assert run.lr_scheduler_configs == []
+
+
+def test_it_trains_as_a_plain_loop(tmp_path):
+    ours, reference = Classifier(small_net(), 3), small_net()
+    trainer(tmp_path, [], max_epochs=1).fit(ours, loader())
+    optimizer = torch.optim.Adam(reference.parameters())
+    for x, y in loader():
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(reference(x), y).backward()
+        optimizer.step()
+    assert equal_states(state(ours.model), state(reference))
+
+
+def test_it_predicts_the_class_of_the_best_score(tmp_path):
+    module = Classifier(small_net(), 3)
+    predicted = torch.cat(trainer(tmp_path, []).predict(module, loader()))
+    assert torch.equal(predicted, module.model.eval()(loader().dataset.tensors[0]).argmax(1))
+
+
+def test_validation_logs_what_a_plain_loop_counts(tmp_path):
+    module, run = Classifier(small_net(), 3, loss=nn.MultiMarginLoss()), trainer(tmp_path, [])
+    run.validate(module, loader(batch_size=32), verbose=False)
+    x, y = loader().dataset.tensors
+    scores = module.model.eval()(x).detach()
+    assert float(run.callback_metrics["val/acc"]) == pytest.approx(float((scores.argmax(1) == y).float().mean()))
+    assert float(run.callback_metrics["val/loss"]) == pytest.approx(float(nn.MultiMarginLoss()(scores, y)), rel=1e-5)

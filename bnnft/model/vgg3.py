@@ -23,7 +23,7 @@ class VGG3(nn.Sequential):
     Shapes: input ``(N, *input_shape)``, output ``(N, num_classes)``.
 
     Raises:
-        ValueError: the shape does not fit.
+        ValueError: the shape does not fit, or a size is below 1.
 
     Source: the network VGG3 of Buschjaeger et al., DATE 2021 (C64, MP2, C64, MP2, FC2048, FC10).
 
@@ -34,10 +34,14 @@ class VGG3(nn.Sequential):
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, channels: int = 64, width: int = 2048) -> None:
-        if len(input_shape) != 3 or min(input_shape[1:]) < 4:
+        if len(input_shape) != 3 or min(input_shape[1:]) < 4 or input_shape[0] < 1:
             raise ValueError(
-                f"input_shape must be (channels, height, width) with height and width of at least 4, "
-                f"got {list(input_shape)}"
+                "input_shape must be (channels, height, width) with at least one channel and height and width of at "
+                f"least 4, got {list(input_shape)}"
+            )
+        if min(num_classes, channels, width) < 1:
+            raise ValueError(
+                f"num_classes, channels and width must be at least 1, got {num_classes}, {channels}, {width}"
             )
         depth, height, across = input_shape
         layers: OrderedDict[str, nn.Module] = OrderedDict()

@@ -272,3 +272,28 @@ def test_drawing_changes_neither_the_weight_nor_torch_generator(example, weight)
     example.model.flips(weight, Key(1))
     assert torch.equal(weight, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# stated here and not asked of the model: one that says wrongly that it reads no bits would not be looked at
+READS_BITS = {"Asymmetric", "Bram28", "PerLayer", "Sram14"}
+
+
+@every_model
+def test_whether_flips_depend_on_the_bits_is_as_stated(example, weight):
+    """Where both rates differ or cells are stuck, the flips of a weight are not those of its negative."""
+    depend = example.rate_of_zeros != example.rate_of_ones or getattr(example.model, "kind", "") == "stuck_at"
+    assert example.model.reads_bits == (depend or type(example.model).__name__ in READS_BITS)
+    if depend:
+        assert not torch.equal(example.model.flips(-weight, Key(1)), example.model.flips(weight, Key(1)))
+
+
+def test_every_error_model_has_a_rate_but_those_that_are_made_of_several():
+    without = {type(example.model).__name__ for example in ALL if example.model.rate is None}
+    assert without == {"PerLayer", "Sequence"}
+
+
+@pytest.mark.parametrize("build", [Independent, Chip, Clustered, lambda rate: Asymmetric(rate, rate)])
+@pytest.mark.parametrize("rate", [0, 1])
+def test_a_rate_is_a_float_whatever_number_it_was(build, rate):
+    assert isinstance(build(rate).rate, float)
+    assert repr(build(rate)) == repr(build(float(rate)))

@@ -226,3 +226,12 @@ def test_key_refuses_what_is_no_integer_of_at_least_zero(field, value):
 def test_key_refuses_what_would_share_a_stream(wrong):
     with pytest.raises(ValueError, match=r"must be below 2\^64|must have at most 8"):
         Key(**wrong)
+
+
+@pytest.mark.parametrize("block", [1, 3, 2**15])
+def test_the_last_trial_may_be_a_success(block, monkeypatch):
+    """Whatever the work is split into, and wherever the trials end."""
+    monkeypatch.setattr(random_bits, "_BLOCK", block)
+    for last in walk(200, 0.2, 11):
+        assert bernoulli_indices(last + 1, 0.2, stream=11).tolist() == walk(last + 1, 0.2, 11)
+        assert bernoulli_indices(last, 0.2, stream=11).tolist() == walk(last, 0.2, 11)

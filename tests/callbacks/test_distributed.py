@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from commands import run_script
+from networks import small_data
+from torch import nn
 
-from bnnft.ber import Independent, Key
+from bnnft.ber import Asymmetric, Independent, Key
+
+SITES = ("net.0.weight", "net.2.weight")
 
 
 def run(folder, *arguments):
@@ -17,35 +22,94 @@ def run(folder, *arguments):
     return seen, torch.load(folder / "metrics.pt", weights_only=True)
 
 
+class ByHand(nn.Module):
+    """The script's network, training and curve in plain loops on one process; signs are flipped by multiplication."""
+
+    def __init__(self, errors):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.ModuleList([nn.Linear(12, 16, bias=False), nn.Linear(16, 16, bias=False), nn.Linear(16, 3)])
+        self.errors, (self.x, self.y) = errors, small_data().tensors
+
+    def forward(self, key=None, errors=None):
+        """Return the scores, with the flips of a key; keeps bits, pre-activations and outputs of both hidden layers."""
+        x, self.bits, self.sums, self.outputs = self.x, [], [], []
+        for position, layer in enumerate(self.net[:2]):
+            signs = layer.weight.detach().sign().view(-1)
+            if key is not None:
+                signs[errors.flips(layer.weight.detach(), key.at(position))] *= -1
+            self.bits.append(signs.view_as(layer.weight).requires_grad_())
+            s = F.linear(x, self.bits[-1])
+            self.sums.append(s)
+            x = s.clamp(-1, 1) + (torch.where(s >= 0, 1.0, -1.0) - s.clamp(-1, 1)).detach()
+            self.outputs.append(x)
+        return self.net[2](x)
+
+    def train_by_hand(self, passes):
+        """Train six steps on all data; passes are whether flips are in, for each pass over a batch."""
+        for step in range(6):
+            self.zero_grad()
+            for flips in passes:
+                scores = self(Key(0, step, purpose="training"), self.errors) if flips else self()
+                (F.cross_entropy(scores, self.y) / len(passes)).backward()
+                for layer, bits in zip(self.net, self.bits, strict=False):
+                    layer.weight.grad = bits.grad + (0 if layer.weight.grad is None else layer.weight.grad)
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    parameter -= 0.1 * parameter.grad
+        return dict(zip([*SITES, "net.4.weight", "net.4.bias"], self.parameters(), strict=True))
+
+    def accuracy(self, errors):
+        """Return the mean accuracy over two fault maps."""
+        with torch.no_grad():
+            scores = [self(Key(0, number), errors) for number in range(2)]
+        return sum(float((s.argmax(1) == self.y).double().mean()) for s in scores) / 2
+
+    def measured(self):
+        """Return accuracies at two rates, margins (all thresholds are 0) and importances."""
+        metrics = {f"test/acc_ber_0p{rate}": self.accuracy(Independent(rate / 10)) for rate in (1, 3)}
+        gradients = torch.autograd.grad(F.cross_entropy(self(), self.y, reduction="sum"), self.outputs)
+        for name, s, a, gradient in zip(("0", "2"), self.sums, self.outputs, gradients, strict=True):
+            importance, s = (2 * a * gradient).detach().abs().mean(0), s.detach()
+            metrics[f"test/margin/{name}"] = float(s.abs().mean())
+            metrics[f"test/margin_std/{name}"] = float(s.abs().std(correction=0))
+            metrics[f"test/importance/{name}"] = float(importance.mean())
+            metrics[f"test/importance_variance/{name}"] = float(importance.var(correction=0))
+        return metrics
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("alone") / "run", "auto", "1")
+def expected():
+    """Weights and metrics of training under independent errors, by hand."""
+    reference = ByHand(Independent(0.2))
+    return reference.train_by_hand([True]), reference.measured()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "fsdp2"])
-def test_two_processes_train_as_one_does(tmp_path, alone, strategy):
-    """Ranks end with equal weights, which are those of one process up to the order of sums; so are curve and margins.
+def assert_equal_and_as_by_hand(ranks, weights):
+    """Ranks end with the same weights, which are those of one process up to the order of sums."""
+    first = ranks[0][2]
+    assert first.keys() == weights.keys()
+    for _, _, other in ranks[1:]:
+        assert all(torch.equal(first[name], other[name]) for name in first)
+    assert all(torch.allclose(first[name], weights[name], atol=1e-5) for name in first)
 
-    Each process draws from seed, step and position of the weight alone: with a rank in the key the ranks part ways.
-    """
-    ranks, metrics = run(tmp_path / "run", strategy, "2")
-    (_, first), (_, second) = ranks
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    (_, reference), expected = alone[0][0], alone[1]
-    assert all(torch.allclose(first[name], reference[name], atol=1e-5) for name in first)
-    names = [n for n in expected if n.startswith(("test/acc", "test/margin", "test/class_margin", "test/tolerable"))]
-    assert len(names) > 10
-    assert all(metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6) for name in names)
+
+@pytest.mark.parametrize(("strategy", "processes"), [("auto", "1"), ("ddp", "2"), ("ddp_spawn", "2"), ("fsdp2", "2")])
+def test_processes_train_as_a_plain_loop_in_one_does(tmp_path, expected, strategy, processes):
+    """Each process draws from seed, step and position of the weight alone; with a rank in the key ranks part ways."""
+    ranks, metrics = run(tmp_path / "run", strategy, processes)
+    assert_equal_and_as_by_hand(ranks, expected[0])
+    assert {name: metrics[name] for name in expected[1]} == pytest.approx(expected[1], rel=1e-4)
 
 
 def test_errors_that_read_bits_and_a_second_pass_are_those_of_one_process(tmp_path):
-    arguments = ("latent", "BinaryLinear", "0.1", "average")
-    ((_, reference),), expected = run(tmp_path / "alone", "auto", "1", *arguments)
+    reference = ByHand(Asymmetric(0.05, 0.3))
+    weights = reference.train_by_hand([True, False])
+    errors = Asymmetric(0.3 * 0.05 / 0.175, 0.3 * 0.3 / 0.175)  # a mean of 0.3 in the same relation
     for strategy in ("ddp", "fsdp2"):
-        ((_, first), (_, second)), metrics = run(tmp_path / strategy, strategy, "2", *arguments)
-        assert all(torch.equal(first[name], second[name]) for name in first)
-        assert all(torch.allclose(first[name], reference[name], atol=1e-5) for name in first)
-        assert metrics["test/acc_ber_0p3"] == pytest.approx(expected["test/acc_ber_0p3"])
+        ranks, metrics = run(tmp_path / strategy, strategy, "2", "latent", "BinaryLinear", "0.1", "average")
+        assert_equal_and_as_by_hand(ranks, weights)
+        assert metrics["test/acc_ber_0p3"] == pytest.approx(reference.accuracy(errors))
 
 
 @pytest.mark.parametrize(
@@ -57,19 +121,21 @@ def test_errors_that_read_bits_and_a_second_pass_are_those_of_one_process(tmp_pa
         ("fsdp2", "operand", "Centred"),
     ],
 )
-def test_each_process_sees_exactly_the_drawn_flips(tmp_path, strategy, how, layer):
-    """With a learning rate of 0 the signs in a step are the first ones, but for the flips drawn for this step."""
+def test_each_process_computes_with_exactly_the_drawn_flips(tmp_path, strategy, how, layer):
+    """With a learning rate of 0 a step computes with the first bits, but for those drawn for this step."""
     ranks, metrics = run(tmp_path / "run", strategy, "2", how, layer, "0.0")
-    for signs, weights in ranks:
-        clean = [
-            value.sign().to(torch.int8) for name, value in weights.items() if name in ("net.0.weight", "net.2.weight")
-        ]
-        assert len(clean) == 2
-        for step, seen in enumerate(signs):
-            for position, (before, now) in enumerate(zip(clean, seen, strict=True)):
-                key = Key(0, step, purpose="training").at(position)
-                drawn = Independent(0.2).flips(before.float(), key) if step or layer == "BinaryLinear" else []
-                if how == "operand":
-                    drawn = []  # nothing is written to the weights
-                assert (before != now).reshape(-1).nonzero().squeeze(1).tolist() == list(drawn)
+    for signs, outputs, weights in ranks:
+        latent = weights["net.0.weight"].float()
+        bits = (latent - latent.mean(1, keepdim=True) if layer == "Centred" else latent).sign()
+        assert len(outputs) == len(signs) == 6
+        for step, (x, output) in enumerate(outputs):
+            flipped = bits.clone()
+            if step or layer == "BinaryLinear":  # others are found in the first batch
+                drawn = Independent(0.2).flips(latent, Key(0, step, purpose="training").at(0))
+                assert len(drawn) > 10
+                flipped.view(-1)[drawn] *= -1
+            assert torch.allclose(output, F.linear(x, flipped), atol=1e-4)
+        if how == "operand":  # nothing is written to the weights
+            clean = [weights[name].sign().to(torch.int8) for name in SITES]
+            assert all(torch.equal(a, b) for seen in signs for a, b in zip(seen, clean, strict=True))
     assert metrics["test/acc_ber_0p3"] != metrics["test/acc_ber_0"]

@@ -91,3 +91,9 @@ def test_prediction_stands_under_fewer_than_half_the_margin_flips_and_no_more(se
         lost = own <= others.amax(1)
         assert not lost[flips < m / 2].any()
         assert lost[flips == math.ceil(m / 2)].any()
+
+
+def test_the_histogram_has_512_bins_unless_told_otherwise():
+    counts, edges = measured(integer_scores(), fan_in=10)["class_margin_histogram"]
+    assert len(counts) == 512
+    assert edges[-1].item() == 20

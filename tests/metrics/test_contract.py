@@ -250,3 +250,19 @@ def test_plot_shows_importances_in_order():
 def test_plot_takes_what_compute_returned(kind):
     metric = filled(kind)
     assert metric.plot(metric.compute())[1].get_xlabel()
+
+
+@pytest.mark.parametrize(
+    ("kind", "marks", "axes_names"),
+    [
+        (Margin, ["mean {margin:.3g}", "one flip 2"], ("margin |s - T|", "share of values")),
+        (ClassMargin, ["mean {class_margin:.3g}"], ("class margin", "share of values")),
+        (ImportanceVariance, ["mean"], ("neuron, most important first", "importance")),
+    ],
+)
+def test_plot_names_what_it_shows_and_marks(kind, marks, axes_names):
+    metric = filled(kind)
+    result, axes = metric.compute(), metric.plot()[1]
+    values = {name: value.item() for name, value in result.items() if name in ("margin", "class_margin")}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [mark.format(**values) for mark in marks]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == axes_names

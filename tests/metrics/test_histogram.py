@@ -57,3 +57,14 @@ def test_quantile_of_nothing_is_nan():
 @pytest.mark.parametrize(("level", "value"), [(1.0, 1.5), (0.0, 0.5)])
 def test_extreme_quantiles_are_the_ends_of_the_filled_bins(level, value):
     assert histogram([0, 2, 1, 0]).quantile(level).item() == value
+
+
+def test_trimming_without_counts_shows_the_first_bin():
+    trimmed = histogram([0, 0, 0, 0]).trimmed()
+    assert trimmed.counts.tolist() == [0]
+    assert trimmed.edges.tolist() == [0.0, 0.5]
+
+
+def test_trimming_keeps_64_bins_unless_told_otherwise():
+    assert len(histogram([1] * 64).trimmed().counts) == 64
+    assert len(histogram([1] * 65).trimmed().counts) == 33

@@ -281,3 +281,11 @@ def test_importance_of_a_neuron_is_its_mean_over_all_samples():
 def test_importance_of_a_wrong_shape_raises(shape):
     with pytest.raises(ValueError, match="importance must have shape"):
         ImportanceVariance().update(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("fc", ["fc1", "fc2"]), ("vgg3", ["conv1", "conv2", "fc1"]), ("conv", ["0"])]
+)
+def test_the_layers_that_are_measured_are_all_hidden_ones(name, layers):
+    """What the tests above loop over."""
+    assert list(chains_of(NETWORKS[name]().double())) == layers

@@ -203,3 +203,11 @@ def test_margins_of_a_network_with_pooling_before_batch_norm(randomized):
         assert result["margin"].item() == pytest.approx(math.fsum(margins) / len(margins), rel=1e-5)
         assert result["margin_dead"].item() == pytest.approx(1 / len(limits)) == dead / (dead + len(margins))
         assert result["margin_below_2"].item() == pytest.approx(sum(m < 2 for m in margins) / len(margins))
+
+
+def test_defaults_are_the_documented_ones():
+    result = measured(random(20, 5), ALIVE, fan_in=20)
+    assert [name for name in result if name.startswith("margin_q")] == ["margin_q05", "margin_q50", "margin_q95"]
+    counts, edges = result["margin_histogram"]
+    assert len(counts) == 1024
+    assert edges[-1].item() == pytest.approx(16 * math.sqrt(20))

@@ -67,3 +67,13 @@ def test_count_is_an_integer_of_64_bits():
     metric = Moments()
     metric.update(torch.ones(3))
     assert (metric.count.dtype, metric.count.item()) == (torch.int64, 3)
+
+
+def test_states_have_the_same_shapes_with_and_without_values():
+    """A process that saw no value must merge with one that did."""
+    empty, filled = Moments(), Moments()
+    filled.update(torch.ones(3))
+    shapes = [{name: state.shape for name, state in metric.metric_state.items()} for metric in (empty, filled)]
+    assert shapes[0] == shapes[1] == {"count": (1,), "mean": (1,), "m2": (1,)}
+    filled.merge_state(empty)
+    assert [value.item() for value in filled.compute()] == [1.0, 0.0]
