@@ -1,11 +1,13 @@
 """Log what was measured on all processes together; what is more than a number, to every logger that can take it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from bnnft.evaluation.curve import BERCurve
@@ -133,3 +135,19 @@ def finish(loggers: Sequence[Any], exit_code: int = 0) -> None:
 def wandb_folder(loggers: Sequence[Any]) -> Path | None:
     """Return where the W&B run among these loggers is on disk, if there is one."""
     return next((Path(logger.experiment.dir).parent for logger in loggers if _has(logger, "finish")), None)
+
+
+@contextmanager
+def unlogged(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Drop what a step of the module logs inside of the context."""
+    loggers = trainer.loggers
+    own = {key: value for key, value in vars(module).items() if key in ("log", "log_dict")}
+    try:
+        trainer.loggers = [DummyLogger() for _ in loggers]
+        vars(module).update(dict.fromkeys(("log", "log_dict"), lambda *args, **kwargs: None))
+        yield
+    finally:
+        trainer.loggers = loggers
+        for name in ("log", "log_dict"):
+            vars(module).pop(name, None)
+        vars(module).update(own)

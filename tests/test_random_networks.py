@@ -183,7 +183,7 @@ def slow_margin(network, layer, inputs):
     return sum(distances) / len(distances)
 
 
-@pytest.mark.filterwarnings("ignore:no batch norm between layer", "ignore:ToleranceMetrics leaves layers out")
+@pytest.mark.filterwarnings("ignore:ToleranceMetrics")
 @given(networks())
 @settings(max_examples=20)
 def test_margins_are_those_of_a_slow_reference(tmp_path_factory, network):

@@ -6,7 +6,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from bnnft.callbacks.training_loss import untouched
+from bnnft.loggers import unlogged
+from bnnft.tracing.state import unchanged
 
 
 class CleanPass:
@@ -29,7 +30,7 @@ class CleanPass:
         """Add the gradient of the clean pass to that of the first one."""
         self.running = True
         several = len(inspect.signature(module.training_step).parameters) > 1
-        with untouched(trainer, module):
+        with unlogged(trainer, module), unchanged(module):
             result: Any = trainer.strategy.training_step(self._batch, *[self._batch_idx][:several])
             loss = result["loss"] if isinstance(result, dict) else result
             # with the hooks of a backward pass, which halve it
