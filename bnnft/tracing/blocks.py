@@ -14,9 +14,8 @@ from torch import Tensor
 from bnnft.tracing.axis import RESHAPING, Axis, axis_of, carried, numbered
 from bnnft.tracing.thresholds import thresholds_of_call
 from bnnft.tracing.trace import Trace
-from bnnft.tracing.ways import Step, Way, Ways
+from bnnft.tracing.ways import ADDING, Step, Way, Ways
 
-_ADDING = {"add", "iadd", "radd", "sub", "isub", "rsub", "addcmul", "addcdiv"}
 _SHAPING = RESHAPING | {"contiguous", "clone", "detach", "get", "to", "type", "type_as", "float", "double", "half"}
 _SHAPING |= {"bfloat16", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"}  # nothing, in eval mode
 _SIGN_KEEPING = {"hardtanh", "tanh", "softsign"}
@@ -179,13 +178,13 @@ def _moved_inside(ways: Ways, start: int) -> str:
     """Return what a layer itself does to the result of its linear map, if that changes what a flip moves."""
     _, way = ways.inside(start)
     # what is added is stored: a bias
-    wrong = [step for step in way if not _shapes(step) and step.node.operation not in _ADDING]
+    wrong = [step for step in way if not _shapes(step) and step.node.operation not in ADDING]
     return _changed(wrong[0], "in the layer") if wrong else ""
 
 
 def _changed(step: Step, where: str) -> str:
     operation = step.node.operation.removeprefix("@")
-    what = "something is added to it" if operation in _ADDING else f"{operation} changes it"
+    what = "something is added to it" if operation in ADDING else f"{operation} changes it"
     return f"{what} {where}, so its threshold is not known"
 
 
@@ -197,7 +196,7 @@ def _keeps_signs(ways: Ways, step: Step) -> bool:
     if step.node.operation in _SHAPING:
         return True
     before, after = (ways.trace.values[value].detach() for value in (step.given, step.made))
-    if step.node.operation in _ADDING or "pool" in step.node.operation or before.shape != after.shape:
+    if step.node.operation in ADDING or "pool" in step.node.operation or before.shape != after.shape:
         return False  # whatever it does in this batch
     known = step.node.operation in _SIGN_KEEPING or not {step.given, step.made} & ways.trace.lost
     same = (before.sign() == after.sign()) | before.isnan() | after.isnan()

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnnft.tracing.trace import Node, Trace
+from bnnft.tracing.trace import READING, Node, Trace
 
-_READING = {"item", "tolist", "numpy", "bool", "int", "float", "index", "array", "is_nonzero", "equal", "allclose"}
 _EXACT = {torch.float32, torch.float64}
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -38,7 +37,7 @@ class Replay:
             if not reached.isdisjoint(node.inputs):
                 reached.update(node.outputs)
                 behind.append(node)
-        if any(name in _READING and not reached.isdisjoint(inputs) for name, inputs in trace.read):
+        if any(name in READING and not reached.isdisjoint(inputs) for name, inputs in trace.read):
             raise ValueError("the model reads numbers that depend on its neurons into Python")
         needed = {end}
         self._nodes: list[Node] = []

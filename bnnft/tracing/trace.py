@@ -10,6 +10,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from bnnft.tracing.tracking import Looking, identity, memory, operation_name, tensors
 
+# operations that take numbers out of tensors, where they return none
+READING = {"item", "tolist", "numpy", "bool", "int", "float", "index", "array", "is_nonzero", "equal", "allclose"}
 _WRITING = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")}
 _WRITING |= {"__ilshift__", "__irshift__", "__setitem__"}
 _KEEPING = {"requires_grad_", "detach_", "share_memory_", "rename_", "retain_grad_"}  # write no values
@@ -87,7 +89,7 @@ class Trace(Looking):
         nodes: operations in the order in which they ran.
         calls: runs of modules in the order in which they ended.
         lost: numbers of values that were overwritten by an operation that did not look like one that writes.
-        read: names of operations that took numbers out of tensors, each with its inputs.
+        read: names of operations that returned no tensor, each with its inputs.
     """
 
     def __init__(self, model: nn.Module) -> None:

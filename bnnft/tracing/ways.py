@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bnnft.tracing.trace import Node, Trace
+from bnnft.tracing.trace import READING, Node, Trace
 from bnnft.tracing.tracking import LINEAR_MAPS
 
+ADDING = {"add", "iadd", "radd", "sub", "isub", "rsub", "addcmul", "addcdiv"}
 _MOST_ZEROS = 0.2  # share of them among signs: of sums of 16 signs one in five is 0
 _TOLERANCE = 1e-3  # of magnitudes that count as equal: x + (sign(x) - x) is rounded
 _SAMPLE = 1024  # values to look at first: most tensors are seen to be no signs by few
@@ -38,11 +39,13 @@ class Ways:
         stored = {id(tensor) for tensor in (*trace.model.parameters(), *trace.model.buffers())}
         self._stored = {number for number, value in enumerate(trace.values) if id(value) in stored}
         for node in trace.nodes:
-            self._makers |= dict.fromkeys(node.outputs, node)
+            for value in node.outputs:
+                self._makers.setdefault(value, node)  # a module is noted after what it did itself
             for value in node.inputs:
                 self._consumers.setdefault(value, []).append(node)
             if self._stored.issuperset(node.inputs):
                 self._stored.update(node.outputs)
+        self._read = {value for name, inputs in trace.read if name in READING for value in inputs}
         self._looked: dict[int, tuple[bool, bool]] = {}  # every way asks again, and each look reads the whole tensor
 
     def to_neurons(self, start: int) -> Way:
@@ -55,17 +58,17 @@ class Ways:
         shape = self.trace.values[ends[0]].shape
         same = sorted(value for value in ends if self.trace.values[value].shape == shape)
         # a straight-through estimator is several operations, and a scale may follow the sign: the neurons are the last
-        # value by way of which all linear maps behind are reached
-        maps = self._maps_behind(ends[0])
-        end = max((v for v in same if not self._maps_behind(ends[0], avoiding=v)), default=ends[0])
-        end = end if maps else ends[0]
+        # value by way of which all linear maps behind are reached, and all that is read into Python
+        used = not self.is_last(ends[0])
+        end = max((v for v in same if not self._uses_behind(ends[0], avoiding=v)), default=ends[0])
+        end = end if used else ends[0]
         # a mask on signs makes them ternary
         masked = [v for v in self._made_of(end) if self.signs(v) and not self._zeros_are_ties(ways[v])]
         return () if masked else ways[end]
 
     def is_last(self, start: int) -> bool:
         """Return whether no linear map follows a value."""
-        return not self._maps_behind(start)
+        return not any(kind == "map" for kind, _ in self._uses_behind(start))
 
     def inside(self, start: int) -> tuple[int | None, Way]:
         """Return the result of the linear map that an output was made of, and the way from there.
@@ -112,8 +115,8 @@ class Ways:
         return bool((self.trace.values[source][zeros] == 0).all())
 
     def _made_of(self, value: int) -> list[int]:
-        """Return what was made of a value by one operation, but for linear maps."""
-        nodes = [node for node in self._consumers.get(value, ()) if not is_map(node)]
+        """Return what was made of a value by one operation, but for linear maps and sums with others."""
+        nodes = [node for node in self._consumers.get(value, ()) if not is_map(node) and node.operation not in ADDING]
         return [output for node in nodes for output in node.outputs]
 
     def _from(self, start: int) -> dict[int, Way]:
@@ -128,14 +131,15 @@ class Ways:
                         reached.append(output)
         return ways
 
-    def _maps_behind(self, start: int, avoiding: int | None = None) -> set[int]:
-        """Return the results of the next linear maps that are reached from a value without passing another one."""
-        found, reached = set[int](), {start} - {avoiding}
+    def _uses_behind(self, start: int, avoiding: int | None = None) -> set[tuple[str, int]]:
+        """Return what is reached from a value without passing another one: results of linear maps, and what is read."""
+        found, reached = set[tuple[str, int]](), {start} - {avoiding}
         todo = list(reached)
         for value in todo:
+            found.update({("read", value)} if value in self._read else ())
             for node in self._consumers.get(value, ()):
                 if is_map(node):
-                    found.update(node.outputs)
+                    found.update(("map", output) for output in node.outputs)
                 else:
                     new = [output for output in node.outputs if output not in reached and output != avoiding]
                     reached.update(new)

@@ -8,8 +8,9 @@ from torch.testing import assert_close
 
 from bnnft.injection.sites import find_sites
 from bnnft.metrics import ImportanceVariance, neuron_importance
+from bnnft.metrics.importance import measured_importance
 from bnnft.model import FC, VGG3
-from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
+from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear, binarize
 from bnnft.tracing.blocks import Block, find_blocks
 from bnnft.tracing.trace import Trace
 
@@ -240,3 +241,210 @@ def test_unknown_estimator_raises():
         neuron_importance(nn.Identity(), {"layer": Block("layer")}, lambda: torch.zeros(1), "shapley")
     with pytest.raises(ValueError, match="estimator must be one of"):
         ImportanceVariance("shapley")
+
+
+# neurons that no module returns, and the slow reference
+
+
+class _Two(torch.autograd.Function):
+    """Sign and a scale in one function, as BinaryNet and its kin write it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign().mul(0.5)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def through(x):
+    clipped = x.clamp(-1, 1)
+    return clipped + (clipped.sign() - clipped).detach()
+
+
+SIGNS = {
+    "binarize": lambda x: binarize(x, 1.0),
+    "sign without gradient": torch.sign,
+    "straight-through": lambda x: x + (torch.where(x >= 0, 1.0, -1.0) - x).detach(),
+    "clipped straight-through": through,
+    "two operations in a function": _Two.apply,
+}
+
+
+class Inline(nn.Module):
+    """A convolution and two linear layers with all norms and signs in one forward."""
+
+    def __init__(self, sign):
+        super().__init__()
+        self.conv, self.norm1 = BinaryConv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.fc1, self.norm2 = BinaryLinear(4 * 9, 6, bias=False), nn.BatchNorm1d(6)
+        self.fc2, self.sign = BinaryLinear(6, CLASSES, bias=False), sign
+
+    def head(self, x):
+        return self.sign(F.max_pool2d(self.norm1(self.conv(x)), 2))
+
+    def middle(self, a):
+        return self.sign(self.norm2(self.fc1(a.flatten(1))))
+
+    def forward(self, x):
+        return self.fc2(self.middle(self.head(x)))
+
+
+def slow(model, layer, change):
+    """What a function makes of each sample's loss and neuron outputs, given one sample after the other."""
+    rows = []
+    for x, y in zip(*batch(), strict=True):
+        a = model.head(x[None]).detach()
+        tail = (lambda a: model.fc2(model.middle(a))) if layer == "conv" else model.fc2
+        a = a if layer == "conv" else model.middle(a).detach()
+        rows.append(change(a, lambda a, tail=tail, y=y: F.cross_entropy(tail(a), y[None])))
+    return torch.stack(rows).detach()
+
+
+def slow_flip(a, loss):
+    clean, changes = loss(a), []
+    for neuron in range(a.shape[1]):
+        flipped = a.clone()
+        flipped[:, neuron] *= -1
+        changes.append((loss(flipped) - clean).abs())
+    return torch.stack(changes)
+
+
+def slow_slope(a, loss):
+    a = a.requires_grad_()
+    return (2 * a * torch.autograd.grad(loss(a), a)[0])[0].reshape(a.shape[1], -1).sum(1).abs()
+
+
+@pytest.mark.parametrize("sign", SIGNS.values(), ids=SIGNS.keys())
+@pytest.mark.parametrize(("estimator", "reference"), [("flip", slow_flip), ("gradient", slow_slope)])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_importance_of_neurons_in_a_forward_of_many_operations_is_that_of_a_slow_reference(
+    sign, estimator, reference, frozen, randomized
+):
+    model = randomized(Inline(sign)).double().requires_grad_(not frozen)
+    importance = neuron_importance(model, blocks_of(model), cross_entropies(model), estimator)
+    assert importance.keys() == {"conv", "fc1"}
+    for layer, values in importance.items():
+        assert_close(values, slow(model, layer, reference), rtol=1e-5, atol=1e-8)
+    assert importance["fc1"].any()
+
+
+# exact and quick
+
+
+def counted(model, *counters):
+    """Run the exact estimator, and return the importance and how often the counters ran."""
+    runs = [0 for _ in counters]
+
+    def count(number, module, args):
+        runs[number] += 1
+
+    handles = [c.register_forward_pre_hook(lambda m, a, n=n: count(n, m, a)) for n, c in enumerate(counters)]
+    importance = neuron_importance(model, blocks_of(model), cross_entropies(model), "flip")
+    for handle in handles:
+        handle.remove()
+    return importance, runs
+
+
+def test_only_what_follows_the_neurons_runs_again(randomized):
+    model = randomized(FC((1, 8, 8), CLASSES, widths=[60, 50])).double()
+    importance, (runs,) = counted(model, model.fc1)
+    assert {layer: values.shape[1] for layer, values in importance.items()} == {"fc1": 60, "fc2": 50}
+    assert runs <= 1 + 2 * 3  # to find the blocks, then for each layer once, and at most twice to compare
+
+
+def reading(x):
+    return x * 2 if x.sum() > 0 else x
+
+
+def leaving(x):
+    return torch.from_numpy(x.detach().numpy() * 2)
+
+
+@pytest.mark.parametrize("between", [reading, leaving])
+def test_the_whole_runs_again_where_the_end_alone_would_not_be_exact(between, randomized):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = BinaryLinear(64, 6, bias=False), BinaryLinear(6, CLASSES, bias=False)
+
+        def forward(self, x):
+            return self.fc2(between(binarize(self.fc1(x.flatten(1)))))
+
+    model = randomized(Branching()).double()
+    importance, (runs,) = counted(model, model.fc1)
+    a = binarize(model.fc1(batch()[0].flatten(1))).detach()
+    clean = F.cross_entropy(model.fc2(between(a)), batch()[1], reduction="none")
+    for neuron in range(6):
+        flipped = a.clone()
+        flipped[:, neuron] *= -1
+        loss = F.cross_entropy(model.fc2(between(flipped)), batch()[1], reduction="none")
+        assert_close(importance["fc1"][:, neuron], (loss - clean).abs().detach())
+    assert runs >= 6
+
+
+# what a loss changes in the model
+
+
+class Keeping(nn.Module):
+    """Moves a buffer, a list and a batch norm's statistics in every forward, and makes use of what it moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.norm, self.fc2 = BinaryLinear(64, 6), nn.BatchNorm1d(6), BinaryLinear(6, CLASSES)
+        self.register_buffer("ema", torch.zeros(6))
+        self.seen = []
+
+    def forward(self, x):
+        h = self.norm(self.fc1(x.flatten(1)))
+        with torch.no_grad():
+            self.ema.lerp_(h.mean(0), 0.5)
+            self.seen.append(len(x))
+        return self.fc2(binarize(h)) + self.ema.sum() * len(self.seen)
+
+
+@pytest.mark.parametrize("estimator", ["gradient", "flip", "ablation"])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_the_loss_changes_is_put_back_between_and_after(estimator, training, randomized):
+    model = randomized(Keeping()).double()
+    blocks = blocks_of(model)
+    model.norm.train(training)
+    model.seen = [1, 2]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    first = neuron_importance(model, blocks, cross_entropies(model), estimator)["fc1"]
+    assert model.seen == [1, 2]
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(first, neuron_importance(model, blocks, cross_entropies(model), estimator)["fc1"])
+    assert first.any()
+
+
+def test_what_cannot_be_put_back_is_named(randomized):
+    model = randomized(NETWORKS["fc"]()).double()
+    model.numbers = iter(range(10**6))
+    blocks, losses = blocks_of(model), cross_entropies(model)
+
+    def loss():
+        next(model.numbers)
+        return losses()
+
+    for estimator in ("gradient", "flip"):
+        assert set(measured_importance(model, blocks, loss, estimator).moved) == {"numbers"}
+
+
+def test_layers_that_have_no_gradient_leave_the_others_alone(randomized):
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2, self.fc3 = BinaryLinear(64, 6), BinaryLinear(64, 6), BinaryLinear(6, CLASSES)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.fc3(binarize(self.fc1(x)).detach() + binarize(self.fc2(x)))
+
+    model = randomized(Cut()).double()
+    result = measured_importance(model, blocks_of(model), cross_entropies(model), "gradient")
+    assert result.values.keys() == {"fc2"}
+    assert result.reasons == {"fc1": "the loss does not depend on its neuron outputs by any gradient"}
+    with pytest.raises(ValueError, match="fc1: the loss does not depend"):
+        neuron_importance(model, blocks_of(model), cross_entropies(model))

@@ -582,3 +582,21 @@ def test_neurons_that_are_mixed_are_left_out():
     )
     block = blocks_of(model, vectors())["0"]
     assert (block.has_outputs, block.reason) == (False, "its neurons are rearranged before they are binarized")
+
+
+def test_numbers_that_are_read_for_a_log_change_nothing(randomized):
+    class Logging(Plain):
+        def forward(self, x):
+            s = self.norm1(self.fc1(x))
+            a = through(s)
+            y = self.fc2(a)
+            self.logged = s.mean().item(), a.mean().item(), y.mean().item(), y.sum().item()
+            return self.fc3(self.sign2(self.norm2(y)))
+
+    blocks = blocks_of(randomized(Logging()), vectors())
+    assert [(block.reason, block.last, block.has_outputs) for block in blocks.values()] == [
+        ("", False, True),
+        ("", False, True),
+        ("", True, False),
+    ]
+    assert blocks["fc1"].route.operations[-1] == "add"
