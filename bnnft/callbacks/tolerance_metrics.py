@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import update_wrapper
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -72,6 +73,7 @@ class ToleranceMetrics(Callback):
         self.loss, self.weights, self.chains, self.name = loss, weights, dict(chains or {}), name
         self.importance_batches = importance_batches if importance else 0
         self._meter: Meter | None = None
+        self._step: _WatchedStep | None = None
         self._batches = 0
         self._said: set[str] = set()
 
@@ -83,7 +85,7 @@ class ToleranceMetrics(Callback):
         names = {type(metric) for other in others if other.name == self.name for metric in other.metrics}
         if not names.isdisjoint(map(type, self.metrics)):
             raise ValueError(
-                f"two ToleranceMetrics log under the same names, give one another name= than {self.name!r}"
+                f"two ToleranceMetrics log under the same names: give one a name=, got {self.name!r} twice"
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,13 +96,15 @@ class ToleranceMetrics(Callback):
         """Start to measure."""
         self._start(trainer, pl_module)
 
-    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Watch the batch."""
-        self._watch()
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Watch the step."""
+        self._watch(pl_module, "validation_step")
 
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Watch the batch."""
-        self._watch()
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Watch the step."""
+        self._watch(pl_module, "test_step")
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
@@ -137,18 +141,17 @@ class ToleranceMetrics(Callback):
             self._meter, self._batches = Meter(pl_module, self.metrics, self.weights, blocks), 0
 
     def _stop(self) -> None:
-        if self._meter is not None:
-            self._meter.close(take_in=False)
-            self._meter = None
+        if self._step is not None:
+            self._step.remove()
+        self._meter = self._step = None
 
-    def _watch(self) -> None:
+    def _watch(self, pl_module: LightningModule, name: str) -> None:
         if self._meter is not None:
-            self._meter.open()
+            self._step = _WatchedStep(pl_module, name, self._meter)
 
     def _take_in(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if self._meter is None:
             return
-        self._meter.close()
         if self.importance_batches is None or self._batches < self.importance_batches:
             loss = _training_loss if self.loss is None else self.loss
 
@@ -192,6 +195,33 @@ class ToleranceMetrics(Callback):
             if remark not in self._said:
                 self._said.add(remark)
                 rank_zero_warn(f"ToleranceMetrics {remark}")
+
+
+class _WatchedStep:
+    """Takes the place of a step of a module until it is called once: what other callbacks run is not to be measured."""
+
+    def __init__(self, module: LightningModule, name: str, meter: Meter) -> None:
+        self._module, self._name, self._meter = module, name, meter
+        self._own = vars(module).get(name)  # of most modules the step is a method of their class
+        self._run = getattr(module, name)
+        self._done = False
+        update_wrapper(self, self._run, updated=())
+        vars(module)[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.remove()
+        with self._meter.watch():
+            return self._run(*args, **kwargs)
+
+    def remove(self) -> None:
+        """Put back what was there, as soon as nobody else has taken its place too."""
+        self._done = True
+        attributes: Any = vars(self._module)
+        while isinstance(step := attributes.get(self._name), _WatchedStep) and step._done:
+            if step._own is None:
+                del attributes[self._name]
+            else:
+                attributes[self._name] = step._own
 
 
 def _training_loss(module: LightningModule, batch: Any) -> Tensor:

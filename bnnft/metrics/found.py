@@ -19,17 +19,22 @@ class Binarized(NamedTuple):
         layer: qualified name of the module that computes with them.
         fan_in: number of weights of one output neuron.
         scale: half of what a flip moves each output neuron by; ``None`` if it is 1 for all.
+        used: something was computed with the weights.
     """
 
     layer: str
     fan_in: int
     scale: Tensor | None
+    used: bool
 
 
 def binarized(model: nn.Module, operands: OperandWatch, weights: Weights | None) -> list[Binarized]:
     """Return the layers whose binarized weights were found by watching a forward, once for each weight."""
     sites = watched_sites(model, operands, weights)
-    return [Binarized(s.layer, s.fan_in, None if s.operand is None else s.operand.scale) for s in sites]
+    return [
+        Binarized(site.layer, site.fan_in, site.operand.scale if site.operand is not None else None, bool(site.operand))
+        for site in sites
+    ]
 
 
 def could_be_binarized(model: nn.Module) -> list[str]:

@@ -191,14 +191,14 @@ class Meter:
             name = weight.layer
             if names.count(name) > 1:
                 self._leave_out("margins and importance", name, "it computes with several binarized weights")
-            elif name not in found:
+            elif name not in found and weight.used:
                 self._leave_out("margins and importance", name, "it does not run as a module")
-            elif name not in self.layers:
+            elif name in found and name not in self.layers:
                 block = found[name][0] if name not in self._named else alone(self._named[name], trace)
                 self.layers[name] = Layer.of(block, weight.fan_in, weight.scale, self._metrics)
                 if block.reason:
                     self._leave_out("margins" if block.has_outputs else "margins and importance", name, block.reason)
-        for name in self._named.keys() - found.keys():
+        for name in self._named.keys() - set(names):
             self._leave_out("margins and importance", name, "it is no binarized layer that runs")
         if not weights:
             self._leave_out("all metrics", type(self._model).__name__, "it computes with no binarized weights")
