@@ -21,8 +21,6 @@ from bnnft.tracing.blocks import Block, Observation, find_blocks
 from bnnft.tracing.neurons import Seen, watch
 from bnnft.tracing.trace import Trace
 
-_MOST_FRUITLESS = 4  # batches that are traced in a row for modules that have not run yet
-
 
 class _Watched(NamedTuple):
     seen: Seen
@@ -78,7 +76,8 @@ class Meter:
         self._metrics = checked_metrics([Margin(), ImportanceVariance(), ClassMargin()] if metrics is None else metrics)
         self._named = {block.layer: block for block in blocks}
         self._ran: set[str] = set()  # modules that ran while they were traced
-        self._fruitless = 0  # batches in a row that were traced and showed no new module
+        self._kinds: set[type] = set()  # classes of binarized layers
+        self._awake = True  # trace the next batch
         self._losses = 0  # batches with a loss
         self._stack = ExitStack()  # what watches a batch
         self._watched: _Watched | None = None
@@ -102,7 +101,8 @@ class Meter:
     def close(self, take_in: bool = True) -> None:
         """Stop watching, and take in what was seen unless the batch was cut."""
         watched, self._watched = self._watched, None
-        with self._guarded("all layers"):
+        # what is computed here is nothing of the model, for another meter that may be open around this one
+        with self._guarded("all layers"), torch._C.DisableTorchFunction():
             self._stack.close()
             if watched is not None and take_in:
                 self._finish(watched)
@@ -151,7 +151,8 @@ class Meter:
         operands = trace = None
         named = [block for name, block in self._named.items() if name not in self.layers]
         unseen = [name for name in could_be_binarized(self._model) if name not in self._ran]
-        if unseen and self._fruitless < _MOST_FRUITLESS:
+        # a layer that has not run yet is traced when it does, if it is of a class that is binarized elsewhere
+        if self._awake or any(type(self._model.get_submodule(name)) in self._kinds for name in unseen):
             operands, trace = stack.enter_context(OperandWatch(self._model)), stack.enter_context(Trace(self._model))
         else:
             for name in unseen:
@@ -162,7 +163,7 @@ class Meter:
 
     def _wake(self, module: nn.Module, args: Any) -> None:
         """Trace the next batch, since a module runs that has not run before."""
-        self._fruitless = 0
+        self._awake = True
 
     def _finish(self, watched: _Watched) -> None:
         """Take in what a batch showed."""
@@ -172,9 +173,8 @@ class Meter:
         if trace is not None and operands is not None:
             if trace.error is not None:
                 raise RuntimeError(f"the forward could not be traced: {trace.error}") from trace.error
-            ran = {call.module for call in trace.calls}
-            self._fruitless = 0 if ran - self._ran else self._fruitless + 1
-            self._ran |= ran
+            self._awake = False
+            self._ran |= {call.module for call in trace.calls}
             observations = self._learn(trace, operands) | observations
         for name, layer in self.layers.items():
             for values in streams(layer, observations[name], self.left_out) if name in observations else ():
@@ -195,6 +195,7 @@ class Meter:
                 self._leave_out("margins and importance", name, "it does not run as a module")
             elif name in found and name not in self.layers:
                 block = found[name][0] if name not in self._named else alone(self._named[name], trace)
+                self._kinds.add(type(self._model.get_submodule(name)))
                 self.layers[name] = Layer.of(block, weight.fan_in, weight.scale, self._metrics)
                 if block.reason:
                     self._leave_out("margins" if block.has_outputs else "margins and importance", name, block.reason)
