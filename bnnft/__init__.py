@@ -1,6 +1,7 @@
 """Bit error tolerance of binarized neural networks, for PyTorch and Lightning."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from bnnft.evaluation.accuracy import accuracy_over_ber
 from bnnft.evaluation.curve import BERCurve
@@ -8,5 +9,16 @@ from bnnft.injection.finder import find_binarized_weights
 from bnnft.injection.flipped import flipped
 from bnnft.injection.sites import binarized_weights
 
+if TYPE_CHECKING:
+    from bnnft.metrics.tolerance import tolerance
+
 __version__ = version("bnnft")
-__all__ = ["BERCurve", "accuracy_over_ber", "binarized_weights", "find_binarized_weights", "flipped"]
+__all__ = ["BERCurve", "accuracy_over_ber", "binarized_weights", "find_binarized_weights", "flipped", "tolerance"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tolerance":  # torchmetrics loads matplotlib: only where it is used
+        from bnnft.metrics.tolerance import tolerance
+
+        return tolerance
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

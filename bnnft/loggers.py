@@ -2,13 +2,15 @@
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -177,3 +179,19 @@ def wandb_folder(loggers: Sequence[Any]) -> Path | None:
     """Return where the W&B run among these loggers is on disk, if there is one."""
     runs = [logger.experiment for logger in loggers if _has(logger, "finish")]
     return next((Path(run.dir).parent for run in runs if isinstance(run.dir, str)), None)  # other processes have none
+
+
+@contextmanager
+def unlogged(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Drop what a step of the module logs inside of the context."""
+    loggers = trainer.loggers
+    own = {key: value for key, value in vars(module).items() if key in ("log", "log_dict")}
+    try:
+        trainer.loggers = [DummyLogger() for _ in loggers]
+        vars(module).update(dict.fromkeys(("log", "log_dict"), lambda *args, **kwargs: None))
+        yield
+    finally:
+        trainer.loggers = loggers
+        for name in ("log", "log_dict"):
+            vars(module).pop(name, None)
+        vars(module).update(own)

@@ -8,6 +8,7 @@ import patterns
 import pytest
 import torch
 import torch.nn.functional as F
+from bnnft.injection.operands import OperandWatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Project, trainer
@@ -18,7 +19,6 @@ import bnnft
 from bnnft.ber import Independent, Key
 from bnnft.callbacks import ToleranceMetrics
 from bnnft.injection.flipped import TurnedBits, draw_flips
-from bnnft.injection.operands import OperandWatch
 from bnnft.injection.sites import watched_sites
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
 
@@ -183,7 +183,7 @@ def slow_margin(network, layer, inputs):
     return sum(distances) / len(distances)
 
 
-@pytest.mark.filterwarnings("ignore:no batch norm between layer", "ignore:ToleranceMetrics leaves layers out")
+@pytest.mark.filterwarnings("ignore:ToleranceMetrics")
 @given(networks())
 @settings(max_examples=20)
 def test_margins_are_those_of_a_slow_reference(tmp_path_factory, network):

@@ -9,14 +9,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, checked_choice
-from bnnft.callbacks.training_loss import untouched
 from bnnft.injection.activation import Target, checked_target
 from bnnft.injection.injection import How
 from bnnft.injection.scheduled import ScheduledErrors
 from bnnft.injection.sites import Weights
 from bnnft.injection.training import Batch, BitFlips
-from bnnft.loggers import announce
+from bnnft.loggers import announce, unlogged
 from bnnft.tracing.sharding import flattened_by
+from bnnft.tracing.state import unchanged
 
 Gradient = Literal["straight_through", "exact", "average"]
 
@@ -172,7 +172,7 @@ class BitFlipTraining(Callback):
         (batch, batch_idx), self._second = self._second, None
         self._batch.cancel()
         several = len(inspect.signature(pl_module.training_step).parameters) > 1
-        with untouched(trainer, pl_module):
+        with unlogged(trainer, pl_module), unchanged(pl_module):
             result: Any = trainer.strategy.training_step(batch, *[batch_idx][:several])
             loss = result["loss"] if isinstance(result, dict) else result
             # with the hooks of a backward pass, which halve it

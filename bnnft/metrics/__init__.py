@@ -6,7 +6,8 @@ A metric takes part in :class:`bnnft.callbacks.ToleranceMetrics` by the names of
 
 from bnnft.metrics.class_margin import ClassMargin, class_margin
 from bnnft.metrics.histogram import Histogram
-from bnnft.metrics.importance_variance import ImportanceVariance, importance_variance, neuron_importance
+from bnnft.metrics.importance import neuron_importance
+from bnnft.metrics.importance_variance import ImportanceVariance, importance_variance
 from bnnft.metrics.margin import Margin, margin
 
 __all__ = [

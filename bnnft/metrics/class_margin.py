@@ -47,8 +47,9 @@ class ClassMargin(MomentsMetric):
         kwargs: of :class:`torchmetrics.Metric`.
 
     ``update`` takes ``scores`` of shape (N, classes), unscaled, and ``fan_in``; ``compute`` returns a dict of
-    ``class_margin``, ``class_margin_std`` and ``class_margin_histogram`` (from 0 to 2 ``fan_in``, the largest
-    possible margin).
+    ``class_margin``, ``class_margin_std``, ``class_margin_nonfinite`` (share of samples whose margin is infinite or no
+    number, left out of the others) and ``class_margin_histogram`` (from 0 to 2 ``fan_in``, the largest possible
+    margin).
 
     Source: DATE 2021, see :func:`class_margin`.
 
@@ -62,6 +63,7 @@ class ClassMargin(MomentsMetric):
 
     higher_is_better = True
     counts: Tensor
+    nonfinite: Tensor
     fan_in: Tensor
 
     def __init__(self, bins: int = 512, **kwargs: Any) -> None:
@@ -70,23 +72,29 @@ class ClassMargin(MomentsMetric):
             raise ValueError(f"bins must be at least 1, got {bins!r}")
         self.bins = bins
         self.add_state("counts", torch.zeros(bins, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("nonfinite", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("fan_in", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
 
     def update(self, scores: Tensor, fan_in: int) -> None:
         """Take in the class scores of one batch."""
         margins = class_margin(scores.detach().float())
+        # a sample with one score that is no number has no best class
+        finite = margins.isfinite() & ~scores.isnan().any(1)
+        self.nonfinite += len(margins) - finite.sum()
+        margins = margins[finite]
         self._add(margins)
         self.fan_in.fill_(fan_in)
-        bins = (margins * (self.bins / (2 * fan_in))).long().clamp_(max=self.bins - 1)
+        bins = (margins * (self.bins / (2 * fan_in))).clamp_(max=self.bins - 1).long()
         self.counts += bins.bincount(minlength=self.bins)
 
     def compute(self) -> dict[str, Any]:
         """Return the statistics over everything taken in."""
-        mean, std = self._mean_and_std()
+        count, (mean, std) = self._moments()[0], self._mean_and_std()
         edges = torch.linspace(0, 2, self.bins + 1, device=mean.device) * self.fan_in
         return {
             "class_margin": mean,
             "class_margin_std": std,
+            "class_margin_nonfinite": self.nonfinite / (self.nonfinite + count),
             "class_margin_histogram": Histogram(self.counts, edges),
         }
 

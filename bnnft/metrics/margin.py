@@ -36,7 +36,7 @@ def margin(preactivations: Tensor, thresholds: Tensor | float = 0.0) -> Tensor:
 
 
 class Margin(MomentsMetric):
-    r"""Margins of one layer: mean, standard deviation, quantiles, share that one flip can turn, histogram.
+    r"""Margins of one layer: mean, standard deviation, quantiles, share that one flip can change, histogram.
 
     Values of samples: processes that saw different samples merge exactly.
 
@@ -51,9 +51,10 @@ class Margin(MomentsMetric):
 
     - ``margin``, ``margin_std``: mean and standard deviation;
     - ``margin_normalized``: mean of ``margin / sqrt(fan_in)``, which compares layers of different width;
-    - ``margin_below_2``: share of margins below 2, which a single flip can turn (at 2 it can reach the tie);
+    - ``margin_below_2``: share of margins below 2, which a single flip can overcome (at 2 it can reach the tie);
     - ``margin_q05`` ...: quantiles, exact to a bin;
-    - ``margin_dead``: share of values of dead neurons (infinite margin), left out of all the others;
+    - ``margin_dead``: share of values of dead neurons (infinite threshold), left out of all the others;
+    - ``margin_nonfinite``: share of values that are infinite or no numbers, left out of all the others;
     - ``margin_histogram``: a :class:`bnnft.metrics.Histogram`.
 
     Source: arXiv 2102.01344 (neuron-level metric); the normalized margin is a definition of this library.
@@ -71,6 +72,7 @@ class Margin(MomentsMetric):
     counts: Tensor
     below_2: Tensor
     dead: Tensor
+    nonfinite: Tensor
     fan_in: Tensor
 
     def __init__(
@@ -83,22 +85,26 @@ class Margin(MomentsMetric):
             raise ValueError(f"bins must be at least 1 and limit positive, got bins={bins!r}, limit={limit!r}")
         self.quantiles, self.bins, self.limit = tuple(quantiles), bins, limit
         self.add_state("counts", torch.zeros(bins, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("below_2", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("dead", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("below_2", "dead", "nonfinite"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("fan_in", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
 
     def update(self, preactivations: Tensor, thresholds: Tensor | float, fan_in: int) -> None:
         """Take in the margins of one batch of one layer."""
         margins = margin(preactivations.detach().float(), thresholds)
-        if isinstance(thresholds, Tensor) and bool(thresholds.isinf().any()):
-            alive = margins.isfinite()
-            self.dead += margins.numel() - alive.sum()
-            margins = margins[alive]
+        finite = margins.isfinite()
+        if not bool(finite.all()):
+            dead = thresholds.isinf() if isinstance(thresholds, Tensor) else torch.zeros(())
+            dead_values = int(dead.sum()) * (margins.numel() // margins.shape[1])
+            self.dead += dead_values
+            self.nonfinite += margins.numel() - finite.sum() - dead_values
+            margins = margins[finite]
+        margins = margins.flatten()
         self._add(margins)
         self.below_2 += (margins < 2).sum()
         self.fan_in.fill_(fan_in)
-        bins = (margins * (self.bins / (self.limit * fan_in**0.5))).long().clamp_(max=self.bins - 1)
-        self.counts += bins.flatten().bincount(minlength=self.bins)
+        bins = (margins * (self.bins / (self.limit * fan_in**0.5))).clamp_(max=self.bins - 1).long()
+        self.counts += bins.bincount(minlength=self.bins)
 
     def compute(self) -> dict[str, Any]:
         """Return the statistics over everything taken in."""
@@ -112,7 +118,8 @@ class Margin(MomentsMetric):
             "margin_normalized": mean / root,
             "margin_below_2": self.below_2 / count,
             **{f"margin_q{_percent(level)}": histogram.quantile(level) for level in self.quantiles},
-            "margin_dead": self.dead / (self.dead + count),
+            "margin_dead": self.dead / (self.dead + self.nonfinite + count),
+            "margin_nonfinite": self.nonfinite / (self.dead + self.nonfinite + count),
             "margin_histogram": histogram,
         }
 

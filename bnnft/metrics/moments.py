@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 
 class MomentsMetric(Metric):
-    """Base of metrics that need mean and standard deviation of a stream of values.
+    """Base of metrics that need mean and standard deviation of a stream of values, or of several side by side.
 
     Batches and processes merge by count, mean and M2 (Chan, Golub, LeVeque 1979), which loses no digits where
     sums of squares do.
@@ -27,21 +27,27 @@ class MomentsMetric(Metric):
         self.add_state("m2", torch.zeros(1), dist_reduce_fx="cat")
 
     def _add(self, values: Tensor) -> None:
-        """Take in all values of a tensor."""
-        if values.numel():
-            mean = values.mean()
-            more = (torch.tensor(values.numel(), device=values.device), mean, (values - mean).square().sum())
-            states = zip(self._moments(), more, strict=True)
-            merged = _merged(*(torch.stack([a, b.to(a)]) for a, b in states))
-            self.count, self.mean, self.m2 = (state.reshape(1) for state in merged)
+        """Take in the rows of a tensor, each a value or the values of all streams."""
+        if len(values):
+            mean = values.mean(0)
+            more = (torch.tensor(len(values), device=values.device), mean, (values - mean).square().sum(0))
+            self._keep(*(_pair(a, b) for a, b in zip(self._moments(), more, strict=True)))
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        for name in ("mean", "m2"):  # one that is empty does not know yet how many streams there are
+            own, other = getattr(self, name), incoming_state[name]
+            setattr(self, name, own if own.dim() >= other.dim() else own.new_zeros(1, *other.shape[1:]))
+            incoming_state[name] = other if other.dim() >= own.dim() else other.new_zeros(1, *own.shape[1:])
         super()._reduce_states(incoming_state)
-        self.count, self.mean, self.m2 = (state.reshape(1) for state in self._moments())
+        self._keep(self.count, self.mean, self.m2)
+
+    def _keep(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
+        self.count, self.mean, self.m2 = (state.unsqueeze(0) for state in _merged(count, mean, m2))
 
     def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return count, mean and M2 of everything taken in, merged over processes."""
-        return _merged(*(state.reshape(-1) for state in (self.count, self.mean, self.m2)))
+        count = self.count.reshape(-1)  # of several processes they are stacked
+        return _merged(count, *(state.reshape(len(count), -1).squeeze(1) for state in (self.mean, self.m2)))
 
     def _mean_and_std(self) -> tuple[Tensor, Tensor]:
         """Return mean and population standard deviation, NaN without values."""
@@ -50,8 +56,13 @@ class MomentsMetric(Metric):
         return torch.where(count > 0, mean, nan), torch.where(count > 0, (m2 / count.clamp(min=1)).sqrt(), nan)
 
 
+def _pair(a: Tensor, b: Tensor) -> Tensor:
+    """Put two states one above the other; the first may be empty and not know yet how many streams there are."""
+    return torch.stack([a.expand_as(b), b.to(a)])
+
+
 def _merged(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total = count.sum()
-    share = count / total.clamp(min=1)
-    overall = (share * mean).sum()
-    return total, overall, m2.sum() + (count * (mean - overall).square()).sum()
+    weights = count.to(mean)
+    overall = (weights / total.clamp(min=1)) @ mean
+    return total, overall, m2.sum(0) + weights @ (mean - overall).square()

@@ -1,8 +1,9 @@
 """See every operation of a model as it runs, and in which module it runs."""
 
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,47 +31,67 @@ def tensors(tree: Any) -> tuple[Tensor, ...]:
     return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
-class Place(NamedTuple):
-    """Where an operation runs.
+def operation_name(func: Any) -> str:
+    """Return the name of a torch function, the same for a function, a method and an operator in place."""
+    return getattr(func, "__name__", "").strip("_")
 
-    Attributes:
-        module: qualified name of the innermost module.
-        number: of the operation within one run of this module.
+
+def identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what two tensors share that are the same view of the same memory, as ``x`` and ``x.detach()`` are.
+
+    It tells tensors apart as long as they live: who remembers it keeps a reference to the tensor.
     """
+    place = memory(tensor)
+    return (place, tensor.storage_offset(), tensor.shape, tensor.stride()) if isinstance(place, int) else place
 
-    module: str
-    number: int
+
+def memory(tensor: Tensor) -> int | tuple[str, int]:
+    """Return the address of a tensor's memory; of one that has none, a distributed tensor, say, its own identity."""
+    try:
+        return tensor.untyped_storage().data_ptr() or ("object", id(tensor))
+    except (RuntimeError, NotImplementedError):
+        return "object", id(tensor)
 
 
 class Tracking(TorchFunctionMode):
     """Base of modes that look at or change operations while a model runs, in eager mode, on one thread.
 
     A subclass implements :meth:`operation`, and :meth:`entered` and :meth:`left` where it cares for modules.
+    Scripted modules take no hooks and are seen as one operation of their parent at most.
 
     Args:
         model: whose modules are named in :attr:`within`.
+        only: names of the modules to follow; all if ``None``.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, only: Collection[str] | None = None) -> None:
         super().__init__()
         self.model = model
         self.within: list[str] = []  # qualified names of the modules that run now, the innermost last
-        self._operations = [0]  # that ran in each of them so far
+        self._only = only
         self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
-        for name, module in self.model.named_modules():
-            enter, leave = partial(self._enter, name), partial(self._leave, name)
-            self._hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            # always: an error in a forward must not leave its name on the stack
-            self._hooks.callback(module.register_forward_hook(leave, with_kwargs=True, always_call=True).remove)
-        self._hooks.enter_context(torch.compiler.set_stance("force_eager"))
-        super().__enter__()  # type: ignore[no-untyped-call]
+        try:
+            for name, module in self.model.named_modules():
+                if not isinstance(module, torch.jit.ScriptModule) and (self._only is None or name in self._only):
+                    enter, leave = partial(self._enter, name), partial(self._leave, name)
+                    self._hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                    # always: an error in a forward must not leave its name on the stack
+                    hook = module.register_forward_hook(leave, with_kwargs=True, always_call=True)
+                    self._hooks.callback(hook.remove)
+            self._hooks.enter_context(torch.compiler.set_stance("force_eager"))
+            super().__enter__()  # type: ignore[no-untyped-call]
+        except BaseException:
+            self._hooks.close()
+            raise
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        self._hooks.close()
+        try:
+            super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        finally:
+            self._hooks.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -78,13 +99,7 @@ class Tracking(TorchFunctionMode):
             if not issubclass(kind, Tensor):  # a tensor of another library: what it calls inside is seen then
                 with self._inside():
                     return kind.__torch_function__(func, types, args, kwargs)
-        self._operations[-1] += 1
         return self.operation(func, args, kwargs)
-
-    @property
-    def place(self) -> Place:
-        """Where the operation that runs now is."""
-        return Place(self.within[-1] if self.within else "", self._operations[-1])
 
     def _inside(self) -> TorchFunctionMode:
         mode: TorchFunctionMode = _Passing(self)
@@ -97,18 +112,62 @@ class Tracking(TorchFunctionMode):
     def entered(self, name: str, inputs: tuple[Tensor, ...]) -> None:
         """Take note of a module that starts."""
 
-    def left(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
-        """Take note of a module that is done."""
+    def left(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Any:
+        """Take note of a module that is done; what is returned and not ``None`` takes the place of its output."""
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.within.append(name)
-        self._operations.append(0)
-        self.entered(name, tensors((args, kwargs)))
+        with torch._C.DisableTorchFunction():  # what is done to look is no operation of the model
+            self._call(self.entered, name, tensors((args, kwargs)))
 
-    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self.left(name, module, tensors((args, kwargs)), tensors(output))
-        self.within.pop()
-        self._operations.pop()
+    def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        try:
+            with torch._C.DisableTorchFunction():
+                return self._call(self.left, name, module, tensors((args, kwargs)), tensors(output))
+        finally:
+            self.within.pop()
+
+    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        return method(*args)
+
+
+class Looking(Tracking):
+    """Base of modes that only look: an error of theirs ends no forward, it is kept, and they look no more.
+
+    A subclass implements :meth:`before` and :meth:`after`.
+
+    Args:
+        model: whose modules are named in :attr:`within`.
+        only: names of the modules to follow; all if ``None``.
+
+    Attributes:
+        error: what went wrong, ``None`` if nothing did.
+    """
+
+    def __init__(self, model: nn.Module, only: Collection[str] | None = None) -> None:
+        super().__init__(model, only)
+        self.error: Exception | None = None
+
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run one operation, and look at what it is given and what it makes."""
+        noted = self._call(self.before, func, args, kwargs)
+        result = func(*args, **kwargs)
+        return result if self.error is not None else self._call(self.after, noted, result, otherwise=result)
+
+    def before(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Take note of an operation that is to run; what is returned is given to :meth:`after`."""
+
+    def after(self, noted: Any, result: Any) -> Any:
+        """Take note of the result of an operation, and return what is to take its place."""
+        return result
+
+    def _call(self, method: Callable[..., Any], *args: Any, otherwise: Any = None) -> Any:
+        if self.error is None:
+            try:
+                return method(*args)
+            except Exception as error:
+                self.error = error
+        return otherwise
 
 
 class _Passing(TorchFunctionMode):

@@ -62,7 +62,7 @@ def test_zeros_turn_and_come_back(name):
     check_zeros(layer, lambda: layer.weight_quantization(layer.weight))
 
 
-@pytest.mark.filterwarnings("ignore:ToleranceMetrics leaves layers out of the margins")
+@pytest.mark.filterwarnings("ignore:ToleranceMetrics leaves out margins")
 def test_resnet_trains_in_its_own_module_and_is_measured(tmp_path):
     """The LightningModule of bitorch's examples, of pytorch_lightning, with nothing changed but the callbacks.
 

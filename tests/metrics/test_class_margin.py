@@ -66,6 +66,16 @@ def test_histogram_ends_at_the_largest_possible_margin(fan_in):
     assert edges.tolist() == pytest.approx([2 * fan_in * b / 8 for b in range(9)])
 
 
+def test_samples_with_scores_that_are_no_numbers_are_counted_apart():
+    scores = integer_scores()
+    scores[3, 0], scores[7, 1], scores[9] = math.nan, math.inf, -math.inf
+    kept = [sample for sample in range(30) if sample not in (3, 7, 9)]
+    result, expected = measured(scores, fan_in=10), measured(integer_scores()[kept], fan_in=10)
+    assert result.pop("class_margin_nonfinite").item() == pytest.approx(3 / 30)
+    assert result["class_margin"] == expected["class_margin"]
+    assert torch.equal(result["class_margin_histogram"].counts, expected["class_margin_histogram"].counts)
+
+
 def test_bins_below_1_raise():
     with pytest.raises(ValueError, match="bins"):
         ClassMargin(bins=0)

@@ -96,6 +96,24 @@ def test_layer_of_dead_neurons_has_no_margin():
     assert all(result[name].isnan() for name in ("margin", "margin_std", "margin_below_2", "margin_q50"))
 
 
+def test_values_that_are_no_numbers_are_counted_apart_from_dead_neurons():
+    values = random(6, 5)
+    values[0, 0], values[1, 2], values[2, 1] = math.inf, math.nan, math.nan  # the last of a dead neuron
+    finite = values.isfinite() & DEAD.isfinite()
+    margins = (values.double() - DEAD.double()).abs()[finite].tolist()
+    result = measured(values, DEAD, fan_in=20)
+    assert result["margin"].item() == pytest.approx(math.fsum(margins) / len(margins), rel=1e-5)
+    assert result["margin_dead"].item() == pytest.approx(12 / 30)
+    assert result["margin_nonfinite"].item() == pytest.approx(2 / 30)
+    assert result["margin_histogram"].counts.sum() == len(margins) == 16
+
+
+def test_thresholds_that_are_no_numbers_are_not_dead_neurons():
+    result = measured(random(6, 5), torch.tensor([math.nan, 0, 0, 0, math.inf]), fan_in=20)
+    assert result["margin_nonfinite"].item() == pytest.approx(6 / 30)
+    assert result["margin_dead"].item() == pytest.approx(6 / 30)
+
+
 def test_each_quantile_has_a_name_of_its_own():
     result = measured(random(4, 5), ALIVE, fan_in=20, quantiles=(0.001, 0.004, 0.05, 0.29, 0.5, 0.999))
     names = [name.removeprefix("margin_q") for name in result if name.startswith("margin_q")]
@@ -178,12 +196,8 @@ def test_margins_of_a_network_with_pooling_before_batch_norm(randomized):
     inputs = random(5, 2, 8, 8, scale=1.0)
     with torch.no_grad(), Trace(model) as trace:
         model(inputs)
-    chains = {
-        layer: chain
-        for layer, (chain, _) in find_blocks(trace, [site.layer for site in find_sites(model)]).items()
-        if not chain.last
-    }
-    with torch.no_grad(), watch(model, list(chains.values())) as seen:
+    found = find_blocks(trace, [site.layer for site in find_sites(model)])
+    with torch.no_grad(), watch(model, [block for block, _ in found.values() if not block.last]) as seen:
         model(inputs)
     first, second = seen["conv1"].outputs[0], seen["conv2"].outputs[0]
     signs = torch.where(model.fc1.weight >= 0, 1.0, -1.0)
@@ -192,8 +206,7 @@ def test_margins_of_a_network_with_pooling_before_batch_norm(randomized):
         "conv2": slow_pooled_convolution(first, model.conv2.weight),
         "fc1": second.flatten(1) @ signs.T,
     }
-    for layer, fan_in in (("conv1", 18), ("conv2", 36), ("fc1", 16)):
-        norm = model.get_submodule(chains[layer].norm)
+    for layer, norm, fan_in in (("conv1", model.norm1, 18), ("conv2", model.norm2, 36), ("fc1", model.norm3, 16)):
         limits = []
         for mean, var, gamma, beta in zip(norm.running_mean, norm.running_var, norm.weight, norm.bias, strict=True):
             alive = gamma != 0
