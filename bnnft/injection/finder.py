@@ -125,11 +125,12 @@ class Finder(Provenance):
         )
 
     def settle(self) -> None:
-        """Take what else was made of a parameter in use for bits if it has the same sides, for something else if not."""
+        """Take what else was made of a parameter in use for bits, if it has the same sides."""
         for mark, bits in self.bits.items():
-            feeding = [b for m, b in self.bits.items() if b.feeds and m.owners == mark.owners and b.sides is not None]
-            if bits.feeds is None and bits.sides is not None and feeding:
-                same = any(b.sides.shape == bits.sides.shape and same_sides(b.sides, bits.sides) for b in feeding)
+            feeding = [b.sides for m, b in self.bits.items() if b.feeds and m.owners == mark.owners]
+            known = [sides for sides in feeding if sides is not None]
+            if bits.feeds is None and bits.sides is not None and known:
+                same = any(sides.shape == bits.sides.shape and same_sides(sides, bits.sides) for sides in known)
                 self.bits[mark] = bits._replace(feeds=same)
         self.bits = {mark: bits._replace(sides=None, elements=None) for mark, bits in self.bits.items()}
 

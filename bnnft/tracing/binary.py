@@ -8,6 +8,7 @@ from torch import Tensor
 
 _TOLERANCE = 1e-3  # of a distance: scales are products of rounded numbers
 _MOST_ZEROS = 0.01  # share of exact zeros among signs, which torch.sign leaves
+_ONE_ZERO = 32  # signs among which one zero may be: it makes no ternary weight of them
 _EVIDENCE = 8  # values that must agree before a scale of their own for each line is believed
 _CORNER = 8  # entries a dimension of the block that is looked at first
 
@@ -55,7 +56,7 @@ def two_values(values: Tensor, one_is_enough: bool = False) -> TwoValues | None:
     for symmetric in (True, False):
         for line in _lines(values):
             look = _symmetric if symmetric else _apart
-            if look(corner, line, True) is not None and (found := look(values, line, one_is_enough)) is not None:
+            if look(corner, line, True, True) is not None and (found := look(values, line, one_is_enough)) is not None:
                 return found
     return None
 
@@ -108,27 +109,28 @@ def _lines(values: Tensor) -> Iterator[tuple[int, ...]]:
         yield from ((dim,) for dim, size in enumerate(values.shape) if size > 1)
 
 
-def _symmetric(values: Tensor, line: tuple[int, ...], one_is_enough: bool) -> TwoValues | None:
+def _symmetric(values: Tensor, line: tuple[int, ...], one_is_enough: bool, is_corner: bool = False) -> TwoValues | None:
     sizes = values.abs()
     high = sizes.amax(line, keepdim=True)
     if not _agree(values, high, 1, line, one_is_enough) or not bool((high > 0).all()):
         return None
-    if not one_is_enough and not bool((values.amin() < 0) & (values.amax() > 0)):
+    both = bool((values.amin() < 0) & (values.amax() > 0))
+    if not both and not one_is_enough:
         return None
     off = high - sizes > _TOLERANCE * high
     if bool(off.any()):
         zeros = values == 0
-        few = one_is_enough or bool(zeros.float().mean() <= _MOST_ZEROS)
+        few = is_corner or (both and int(zeros.sum()) <= max(values.numel() >= _ONE_ZERO, _MOST_ZEROS * values.numel()))
         if not few or not bool((off == zeros).all()):
             return None
     return TwoValues(torch.zeros((), dtype=values.dtype, device=values.device), high, True)
 
 
-def _apart(values: Tensor, line: tuple[int, ...], one_is_enough: bool) -> TwoValues | None:
+def _apart(values: Tensor, line: tuple[int, ...], one_is_enough: bool, is_corner: bool = False) -> TwoValues | None:
     low, high = values.amin(line, keepdim=True), values.amax(line, keepdim=True)
     if not _agree(values, high, 2, line, one_is_enough):
         return None
-    if not one_is_enough and not bool((high > low).float().mean() > 0.5):
+    if not bool((high > low).float().mean() > (0.0 if one_is_enough else 0.5)):
         return None
     near = torch.minimum(values - low, high - values)
     if not bool((near <= _TOLERANCE * (high - low)).all()):

@@ -7,30 +7,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bnnft.tracing.operations import REARRANGING, SAME_ORDER
+
 if TYPE_CHECKING:
     from bnnft.tracing.origins import Origins
-
-# operations that move values and change none
-REARRANGING = {"t", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint", "get"}
-REARRANGING |= {"view", "reshape", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "contiguous", "clone"}
-REARRANGING |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "getitem", "iter"}
-REARRANGING |= {"hsplit", "vsplit", "dsplit", "diagonal", "as_strided", "detach", "alias", "expand", "roll", "flip"}
-REARRANGING |= {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "tile", "repeat", "rot90"}
-REARRANGING |= {"index_select", "gather", "take", "repeat_interleave", "broadcast_to", "unfold", "requires_grad"}
-REARRANGING |= {"view_as", "reshape_as", "expand_as"}
-_SAME_ORDER = {"view", "reshape", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "contiguous", "clone", "get"}
-_SAME_ORDER |= {"detach", "alias", "requires_grad", "view_as", "reshape_as"}
 
 
 def storage_of(tensor: Tensor) -> int:
     """Return what identifies the memory of a tensor for as long as it lives."""
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError, ValueError):  # sparse and lazy ones have no storage
         return id(tensor)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Elements:
     """Which elements of a parameter a tensor's elements stand for.
 
@@ -43,6 +34,14 @@ class Elements:
     name: str
     start: int = 0
     index: Tensor | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether they are the same elements in the same order."""
+        if not isinstance(other, Elements) or (self.name, self.start) != (other.name, other.start):
+            return False
+        if self.index is None or other.index is None or self.index is other.index:
+            return self.index is other.index
+        return torch.equal(self.index, other.index)
 
     def places(self, origins: "Origins", shape: torch.Size, device: torch.device) -> Tensor:
         """Return for each element its place among the elements of all parameters, in the tensor's shape."""
@@ -123,8 +122,8 @@ def elements_of(
     same = [(tensor, found) for tensor, found in sources if tensor.shape == result.shape]
     if same:
         first = same[0][1]
-        return first if all(_equal(found, first) for _, found in same) else None
-    wide = [(tensor, found) for tensor, found in sources if _broadcasts(tensor, result)]
+        return first if all(found == first for _, found in same) else None
+    wide = [(tensor, found) for tensor, found in sources if spreads(tensor.shape, result.shape)]
     if len(wide) == 1 and result.numel() > wide[0][0].numel() > 1:
         tensor, found = wide[0]
         return Elements("", 0, found.places(origins, tensor.shape, tensor.device).expand(result.shape))
@@ -132,14 +131,14 @@ def elements_of(
 
 
 def _of_its_size(origins: "Origins", result: Tensor, names: frozenset[str]) -> Elements | None:
-    """Return the one parameter of the result's size behind it: of rotated weights, say."""
-    same = [name for name in names if origins.parameters[name].numel() == result.numel()]
-    return Elements(same[0]) if len(same) == 1 else None
+    """Return the one parameter behind a result of its size: of rotated weights, say."""
+    name = next(iter(names)) if len(names) == 1 else None  # products of parameters stand for no element of theirs
+    return Elements(name) if name and origins.parameters[name].numel() == result.numel() else None
 
 
 def _consecutive(operation: str, given: Tensor, result: Tensor) -> bool:
     """Return whether the elements of the result follow one after the other among those given."""
-    if operation in _SAME_ORDER and result.numel() == given.numel() and result.is_contiguous():
+    if operation in SAME_ORDER and result.numel() == given.numel() and result.is_contiguous():
         return operation != "get" or result.shape == given.shape
     is_view = storage_of(result) == storage_of(given)
     return is_view and result.is_contiguous() and given.is_contiguous()
@@ -148,17 +147,14 @@ def _consecutive(operation: str, given: Tensor, result: Tensor) -> bool:
 def _distance(given: Tensor, result: Tensor) -> int:
     if storage_of(result) != storage_of(given):
         return 0
-    return result.storage_offset() - given.storage_offset()
+    return int(result.storage_offset()) - int(given.storage_offset())
 
 
-def _broadcasts(tensor: Tensor, result: Tensor) -> bool:
-    shape = tensor.shape
-    return len(shape) <= result.dim() and all(
-        a in (1, b) for a, b in zip(shape[::-1], result.shape[::-1], strict=False)
-    )
+def spreads(shape: torch.Size, over: torch.Size) -> bool:
+    """Return whether a tensor of one shape is broadcast to another one.
 
-
-def _equal(one: Elements, other: Elements) -> bool:
-    if one.index is None or other.index is None:
-        return one.index is other.index and (one.name, one.start) == (other.name, other.start)
-    return one.index is other.index or torch.equal(one.index, other.index)
+    Example:
+        >>> spreads(torch.Size([3, 1]), torch.Size([2, 3, 4])), spreads(torch.Size([2, 3]), torch.Size([3]))
+        (True, False)
+    """
+    return len(shape) <= len(over) and all(a in (1, b) for a, b in zip(shape[::-1], over[::-1], strict=False))

@@ -17,20 +17,28 @@ class Origin(NamedTuple):
         parameters: names of the parameters behind it.
         floats: those whose values came to it without passing a mark.
         marks: what :meth:`bnnft.tracing.provenance.Provenance.made` left on the tensors behind it.
+        unsure: it was made of nothing, of random numbers, say: of the batch, unless it meets a parameter of its shape.
     """
 
     parameters: frozenset[str] = frozenset()
     floats: frozenset[str] = frozenset()
     marks: frozenset[Any] = frozenset()
+    unsure: bool = False
 
 
 CONSTANT = Origin()
+MAYBE = Origin(unsure=True)
 
 
 def merged(origins: Iterable[Origin | None]) -> Origin:
     """Return what a tensor is made of that is made of several others."""
     known = [origin for origin in origins if origin is not None]
-    return Origin(*(frozenset().union(*(origin[field] for origin in known)) for field in range(3)))
+    return Origin(
+        frozenset().union(*(origin.parameters for origin in known)),
+        frozenset().union(*(origin.floats for origin in known)),
+        frozenset().union(*(origin.marks for origin in known)),
+        any(origin.unsure for origin in known),
+    )
 
 
 class Origins:
@@ -48,7 +56,7 @@ class Origins:
         self.parameters = {name: each for name, each in model.named_parameters() if not is_lazy(each)}
         self.written: set[str] = set()
         self._origins: dict[int, tuple[Origin, Tensor]] = {}  # the tensor keeps its memory from being used again
-        self._elements: dict[Any, Elements] = {}  # by memory and layout
+        self._elements: dict[int, dict[Any, Elements]] = {}  # by memory, then by layout
         self._owners: dict[int, str] = {}  # memory of parameters
 
     def clear(self) -> None:
@@ -72,8 +80,7 @@ class Origins:
     def own(self, name: str, parameter: Tensor) -> None:
         """Take note of a parameter."""
         self._owners[storage_of(parameter)] = name
-        self.keep(parameter, Origin(frozenset([name]), frozenset([name])))
-        self._elements[_layout(parameter)] = Elements(name)
+        self.keep(parameter, Origin(frozenset([name]), frozenset([name])), Elements(name))
         for value in vars(parameter).values():
             if isinstance(value, Tensor) and value is not parameter.grad:
                 self.keep(value, CONSTANT)  # a latent that hangs on its parameter, say
@@ -88,18 +95,25 @@ class Origins:
             self.written.add(owner)
 
     def keep(self, tensor: Tensor, origin: Origin, elements: Elements | None = None) -> None:
-        """Take note of what a tensor is made of, and of which elements."""
-        self._origins[storage_of(tensor)] = origin, tensor
-        if elements is not None:
-            self._elements[_layout(tensor)] = elements
+        """Take note of what a new tensor is made of, and of which elements."""
+        self._elements.pop(storage_of(tensor), None)
+        self.change(tensor, origin)
+        self.view(tensor, elements)
 
-    def view(self, tensor: Tensor, elements: Elements) -> None:
+    def change(self, tensor: Tensor, origin: Origin) -> None:
+        """Take note of what a tensor is made of whose elements stand for the same as before."""
+        self._origins[storage_of(tensor)] = origin, tensor
+
+    def view(self, tensor: Tensor, elements: Elements | None) -> None:
         """Take note of which elements a tensor stands for that lies in memory that is known."""
-        self._elements[_layout(tensor)] = elements
+        if elements is not None:
+            self._elements.setdefault(storage_of(tensor), {})[_layout(tensor)] = elements
 
     def forget(self, tensor: Tensor) -> None:
         """Take note that a tensor is of the batch now."""
-        self._origins.pop(storage_of(tensor), None)
+        memory = storage_of(tensor)
+        self._origins.pop(memory, None)
+        self._elements.pop(memory, None)
 
     def of(self, tensor: Tensor) -> Origin | None:
         """Return what a tensor is made of, ``None`` if it is of the batch."""
@@ -108,7 +122,7 @@ class Origins:
 
     def elements(self, tensor: Tensor) -> Elements | None:
         """Return which elements of parameters a tensor's elements stand for, if it is known."""
-        return self._elements.get(_layout(tensor))
+        return self._elements.get(storage_of(tensor), {}).get(_layout(tensor))
 
     def owner(self, tensor: Tensor) -> str | None:
         """Return the name of the parameter that a tensor is, or is a view of."""
@@ -118,4 +132,4 @@ class Origins:
 def _layout(tensor: Tensor) -> Any:
     if tensor.layout != torch.strided:
         return id(tensor)
-    return storage_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
+    return tensor.storage_offset(), tensor.shape, tensor.stride()

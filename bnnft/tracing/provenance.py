@@ -4,36 +4,22 @@ Every other tensor is made of the batch. No operations are counted, so that a we
 in batches of any size, in any thread that runs the model's modules.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from bnnft.tracing.arguments import replaced, tensors_in, unwrapped
-from bnnft.tracing.compiled import uncompiled
-from bnnft.tracing.elements import REARRANGING, Elements, elements_of, storage_of
-from bnnft.tracing.origins import CONSTANT, Origin, Origins, merged
+from bnnft.tracing.elements import Elements, elements_of, spreads, storage_of
+from bnnft.tracing.mode import ModuleMode
+from bnnft.tracing.operations import FORMS, GIVES_FORM, REARRANGING, UNSURE, backward_of, writes
+from bnnft.tracing.origins import CONSTANT, MAYBE, Origin, Origins, merged
 from bnnft.tracing.tracking import LINEAR_MAPS
 
-# operations whose results have the form of a tensor, but not its values
-_FORMS = {"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"}
-_FORMS |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}
-# operations that give a tensor the form of another one
-_GIVES_FORM = {"type_as", "view_as", "expand_as", "reshape_as"}
-# operations that draw random numbers
-_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "poisson")
 
-
-class Provenance(TorchFunctionMode):
+class Provenance(ModuleMode):
     """Follows tensors while active, in eager mode; changes nothing unless a subclass does.
-
-    It is active around the code in its context, in that thread also in what a backward recomputes, and by hooks in the
-    forwards of the model's modules in every other thread.
 
     Args:
         model: whose parameters are followed.
@@ -44,11 +30,9 @@ class Provenance(TorchFunctionMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.origins = model, Origins(model)
+        super().__init__(model)
+        self.origins = Origins(model)
         self.constants: list[Tensor] = []
-        self._thread = threading.local()
-        self._stack = ExitStack()
 
     # --- what subclasses do -------------------------------------------------------------------------------------
 
@@ -67,71 +51,21 @@ class Provenance(TorchFunctionMode):
         """Return what to use in place of a parameter (or a view of it) that an operation reads."""
         return values
 
-    # --- being active -------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
+    def entered(self) -> None:
+        """Take note of parameters, constants and buffers."""
         self.origins.written.clear()
         for name, parameter in self.origins.parameters.items():
             self.origins.own(name, parameter)
         for constant in self.constants:
             self.origins.keep(constant, CONSTANT)
-        for name, module in self.model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # nobody sees what it does
-            self.origins.register(module, name)
-            enter, leave = partial(self._enter_module, name), self._leave_module
-            self._stack.callback(module.register_forward_pre_hook(enter).remove)
-            # always: an error in a forward must leave neither its name nor the mode behind
-            self._stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-        self._stack.enter_context(uncompiled(self.model))
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
 
-    def __exit__(self, *exception: Any) -> None:
-        if self in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
-            above = []  # others that were entered since, and are left later
-            while (top := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
-                above.append(top)
-            for mode in reversed(above):
-                _push_mode(mode)  # type: ignore[no-untyped-call]
-        self._stack.close()
+    def left(self) -> None:
+        """Forget all tensors."""
         self.origins.clear()
 
-    @property
-    def place(self) -> str:
-        """The qualified name of the innermost module that runs now, empty outside of all."""
-        return self._within[-1][0] if self._within else ""
-
-    @property
-    def in_forward(self) -> bool:
-        """Whether a module's forward runs now."""
-        return bool(self._within)
-
-    @property
-    def _within(self) -> list[tuple[str, bool]]:
-        """The modules that run now in this thread, and whether their hooks have entered the mode."""
-        within: list[tuple[str, bool]] = self._thread.__dict__.setdefault("within", [])
-        return within
-
-    def _enter_module(self, name: str, module: nn.Module, args: Any) -> None:
-        entered = self not in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        self._within.append((name, entered))
-        with torch._C.DisableTorchFunction():
-            self.origins.register(module, name)
-        if entered:
-            super().__enter__()  # type: ignore[no-untyped-call]
-
-    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._within.pop()[1]:
-            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    @contextmanager
-    def _again(self) -> Iterator[None]:
-        super().__enter__()  # type: ignore[no-untyped-call]
-        try:
-            yield
-        finally:
-            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+    def runs(self, module: nn.Module, name: str) -> None:
+        """Take note of what a module holds now."""
+        self.origins.register(module, name)
 
     # --- operations ---------------------------------------------------------------------------------------------
 
@@ -139,21 +73,21 @@ class Provenance(TorchFunctionMode):
         kwargs = kwargs or {}
         for kind in types:
             if not issubclass(kind, Tensor):  # a tensor of another library: what it calls inside is seen then
-                with self._again():
+                with self.again():
                     return kind.__torch_function__(func, types, args, kwargs)
-        if func is Tensor.backward:  # what it recomputes is seen then
-            with self._again():
-                gradient, retain, create = (kwargs.get(k) for k in ("gradient", "retain_graph", "create_graph"))
-                return torch.autograd.backward(args[0], gradient, retain, bool(create), inputs=kwargs.get("inputs"))
-        given = [unwrapped(tensor) for tensor in tensors_in((args, kwargs))]
-        origins = [self.origins.of(tensor) for tensor in given]
-        if given and not any(origin is not None for origin in origins):
-            return func(*args, **kwargs)
+        if (backward := backward_of(func, args, kwargs)) is not None:  # what it recomputes is seen then
+            with self.again():
+                return backward()
+        out = list(tensors_in((kwargs.get("out"),)))
+        given = [unwrapped(tensor) for tensor in tensors_in((args, kwargs)) if not any(tensor is each for each in out)]
         name = getattr(func, "__name__", "")
         operation = name.strip("_")
-        if operation in _GIVES_FORM:
+        origins = self._settled(operation, given, [self.origins.of(tensor) for tensor in given])
+        if given and not out and operation not in FORMS and not any(origin is not None for origin in origins):
+            return func(*args, **kwargs)
+        if operation in GIVES_FORM:
             given, origins = given[:1], origins[:1]
-        in_place = name.startswith(("__i", "__setitem", "__set__")) or (name.endswith("_") and not name.endswith("__"))
+        in_place = writes(name)
         with torch._C.DisableTorchFunction():  # our own operations are nobody's business
             changes = self._changes(operation, given, origins, in_place)
             before = storage_of(given[0]) if operation == "set" else None
@@ -163,11 +97,35 @@ class Provenance(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             if before is not None:
                 self.origins.moved(given[0], before)
-            elif in_place and given:
-                self._write(operation, given, origins)
+            elif out or (in_place and given):
+                for target in out or given[:1]:
+                    self._write(operation, target, given, origins)
+            elif operation in FORMS and any(origin is None for origin in origins):
+                self._unsure(result)
             elif not any(origin is None for origin in origins):
                 return self._results(func, operation, given, origins, args, kwargs, result)
         return result
+
+    def _settled(self, operation: str, given: list[Tensor], origins: list[Origin | None]) -> list[Origin | None]:
+        """Take what may be of the batch for a constant where a parameter has its shape, and else for the batch."""
+        if not any(origin is not None and origin.unsure for origin in origins):
+            return origins
+        shapes = [t.shape for t, origin in zip(given, origins, strict=True) if origin is not None and origin.parameters]
+        if not shapes and all(origin is not None for origin in origins):
+            return origins
+        is_map = operation.startswith(LINEAR_MAPS)
+        return [
+            origin
+            if origin is None or not origin.unsure
+            else (CONSTANT if not is_map and any(spreads(tensor.shape, shape) for shape in shapes) else None)
+            for tensor, origin in zip(given, origins, strict=True)
+        ]
+
+    def _unsure(self, result: Any) -> None:
+        """Take note of what was made of nothing, if it could be combined with a parameter element by element."""
+        for tensor in tensors_in((result,)):
+            if any(spreads(tensor.shape, parameter.shape) for parameter in self.origins.parameters.values()):
+                self.origins.keep(tensor, MAYBE if tensor.numel() > 1 else CONSTANT)
 
     def _changes(
         self, operation: str, given: list[Tensor], origins: list[Origin | None], in_place: bool
@@ -176,7 +134,7 @@ class Provenance(TorchFunctionMode):
         of_batch, changes = any(origin is None for origin in origins), {}
         for number, (tensor, origin) in enumerate(zip(given, origins, strict=True)):
             written = in_place and number == 0
-            if origin is None or written or operation in _FORMS or not tensor.is_floating_point():
+            if origin is None or written or operation in FORMS or not tensor.is_floating_point():
                 continue
             now, owner = tensor, self.origins.owner(tensor)
             if owner is not None and operation not in REARRANGING:
@@ -188,24 +146,34 @@ class Provenance(TorchFunctionMode):
                 changes[id(tensor)] = now
         return changes
 
-    def _write(self, operation: str, given: list[Tensor], origins: list[Origin | None]) -> None:
+    def _write(self, operation: str, target: Tensor, given: list[Tensor], origins: list[Origin | None]) -> None:
         """Take note of what a write makes of its target; a parameter stays one, whatever is written to it."""
-        target = given[0]
         if (owner := self.origins.owner(target)) is not None:
             self.origins.written.add(owner)
             return
+        others = [number for number, tensor in enumerate(given) if tensor is not target]
+        is_new = (operation == "copy" or len(others) == len(given)) and _covers(target)
+        if is_new:  # whatever it was before
+            given, origins = [given[n] for n in others], [origins[n] for n in others]
+        elif len(others) == len(given):
+            given, origins = [target, *given], [self.origins.of(target), *origins]
         if any(origin is None for origin in origins):
             self.origins.forget(target)
             return
         origin = merged(origins)
-        self.origins.keep(target, origin)
-        found = self.origins.elements(target) or elements_of(self.origins, operation, given, target, origin.parameters)
+        if operation.startswith(UNSURE) and not origin.parameters:
+            origin = MAYBE
+        found = None if is_new else self.origins.elements(target)
+        found = found or elements_of(self.origins, operation, given, target, origin.parameters)
+        if is_new:
+            self.origins.keep(target, origin)
+        self.origins.change(target, origin)
+        self.origins.view(target, found)
         if found is not None and not origin.marks:
-            self.origins.view(target, found)
             now, mark = self.made(target, operation, found)
             _write_over(target, now)
             if mark is not None:
-                self.origins.keep(target, Origin(origin.parameters, frozenset(), frozenset([mark])))
+                self.origins.change(target, Origin(origin.parameters, frozenset(), frozenset([mark])))
 
     def _results(
         self,
@@ -218,12 +186,10 @@ class Provenance(TorchFunctionMode):
         out: Any,
     ) -> Any:
         """Take note of what was made of parameters and constants alone, and let a subclass change it."""
-        if operation.startswith(_RANDOM) and not given:
-            for tensor in tensors_in((out,)):  # of the batch, unless a parameter is compared with it, say
-                if any(tensor.shape == parameter.shape for parameter in self.origins.parameters.values()):
-                    self.origins.keep(tensor, CONSTANT)
+        if operation.startswith(UNSURE) and not given:
+            self._unsure(out)
             return out
-        origin, changes = CONSTANT if operation in _FORMS else merged(origins), {}
+        origin, changes = CONSTANT if operation in FORMS else merged(origins), {}
         companions = partial(self._rearranged, func, given, args, kwargs)
         for number, result in enumerate(tensors_in((out,))):
             tensor = unwrapped(result)
@@ -232,9 +198,9 @@ class Provenance(TorchFunctionMode):
             if operation == "get" and storage_of(tensor) != storage_of(given[0]):
                 continue  # a gradient
             is_view = self.origins.owner(tensor) is not None
-            if not is_view:
+            if not any(storage_of(tensor) == storage_of(other) for other in given):
                 self.origins.keep(tensor, origin)
-            if operation in _FORMS:
+            if operation in FORMS:
                 continue
             found = elements_of(self.origins, operation, given, tensor, origin.parameters, companions, number)
             if found is None:
@@ -267,3 +233,10 @@ def _write_over(target: Tensor, values: Tensor) -> Tensor:
         with torch.no_grad():
             target.copy_(values)
     return target
+
+
+def _covers(tensor: Tensor) -> bool:
+    """Return whether a tensor fills its memory."""
+    return (
+        tensor.layout == torch.strided and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    )

@@ -1,0 +1,102 @@
+"""A torch function mode that is active wherever a model's modules run."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+
+from bnnft.tracing.compiled import uncompiled
+
+
+class ModuleMode(TorchFunctionMode):
+    """Is active around the code in its context, and by hooks in the forwards of a model's modules in every thread.
+
+    A subclass implements ``__torch_function__`` and runs what has a backward inside within :meth:`again`, so that it is
+    active in what activation checkpointing recomputes. Compiled modules run uncompiled inside.
+
+    Args:
+        model: any module. Scripted modules in it are left alone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._thread = threading.local()
+        self._stack = ExitStack()
+
+    def entered(self) -> None:
+        """Do what a subclass does before the first operation."""
+
+    def left(self) -> None:
+        """Do what a subclass does after the last operation."""
+
+    def runs(self, module: nn.Module, name: str) -> None:
+        """Do what a subclass does with each module on entry, and before each of its forwards."""
+
+    def __enter__(self) -> Self:
+        self.entered()
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # nobody sees what it does
+            self.runs(module, name)
+            enter, leave = partial(self._enter_module, name), partial(self._leave_module, name)
+            self._stack.callback(module.register_forward_pre_hook(enter).remove)
+            # always: an error in a forward must leave neither its name nor the mode behind
+            self._stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        self._stack.enter_context(uncompiled(self.model))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            above = []  # others that were entered since, and are left later
+            while (top := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
+                above.append(top)
+            for mode in reversed(above):
+                _push_mode(mode)  # type: ignore[no-untyped-call]
+        self._stack.close()
+        self.left()
+
+    @property
+    def place(self) -> str:
+        """The qualified name of the innermost module that runs now, empty outside of all."""
+        return self._within[-1][0] if self._within else ""
+
+    @property
+    def in_forward(self) -> bool:
+        """Whether a module's forward runs now."""
+        return bool(self._within)
+
+    @property
+    def _within(self) -> list[tuple[str, bool]]:
+        """The modules that run now in this thread, and whether their hooks have entered the mode."""
+        within: list[tuple[str, bool]] = self._thread.__dict__.setdefault("within", [])
+        return within
+
+    def _enter_module(self, name: str, module: nn.Module, args: Any) -> None:
+        entered = self not in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        self._within.append((name, entered))
+        with torch._C.DisableTorchFunction():
+            self.runs(module, name)
+        if entered:
+            super().__enter__()  # type: ignore[no-untyped-call]
+
+    def _leave_module(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if self.place != name:
+            return  # another hook has failed before ours
+        if self._within.pop()[1]:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Be active in what an operation does that this mode handles."""
+        super().__enter__()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
