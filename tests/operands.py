@@ -1,6 +1,5 @@
 """What a network computes with: the weights that reach its linear maps."""
 
-import torch
 from torch.overrides import TorchFunctionMode
 
 _MAPS = ("linear", "matmul", "__matmul__", "__rmatmul__")
