@@ -5,8 +5,7 @@ in batches of any size, in any thread that runs the model's modules.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self
 
@@ -88,13 +87,14 @@ class Provenance(TorchFunctionMode):
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if self in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
-            above = []  # others that were entered since, and are left later
-            while (top := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
-                above.append(top)
-            for mode in reversed(above):
-                _push_mode(mode)  # type: ignore[no-untyped-call]
+        others = []  # that were entered since, and are left later
+        while self in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            if (top := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
+                others.append(top)
+        for mode in reversed(others):
+            _push_mode(mode)  # type: ignore[no-untyped-call]
         self._stack.close()
+        self._within.clear()  # what an interrupt has left there
         self.origins.clear()
 
     @property
@@ -122,14 +122,14 @@ class Provenance(TorchFunctionMode):
             super().__enter__()  # type: ignore[no-untyped-call]
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._within.pop()[1]:
+        if self._within and self._within.pop()[1]:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def _again(self) -> Iterator[None]:
+    def _again(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a function while active: what it calls inside is seen then."""
         super().__enter__()  # type: ignore[no-untyped-call]
         try:
-            yield
+            return function(*args, **kwargs)
         finally:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
@@ -138,13 +138,12 @@ class Provenance(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for kind in types:
-            if not issubclass(kind, Tensor):  # a tensor of another library: what it calls inside is seen then
-                with self._again():
-                    return kind.__torch_function__(func, types, args, kwargs)
-        if func is Tensor.backward:  # what it recomputes is seen then
-            with self._again():
-                gradient, retain, create = (kwargs.get(k) for k in ("gradient", "retain_graph", "create_graph"))
-                return torch.autograd.backward(args[0], gradient, retain, bool(create), inputs=kwargs.get("inputs"))
+            if not issubclass(kind, Tensor):  # a tensor of another library
+                return self._again(kind.__torch_function__, func, types, args, kwargs)
+        if func is Tensor.backward:  # which may recompute
+            gradient, retain, create = (kwargs.get(k) for k in ("gradient", "retain_graph", "create_graph"))
+            inputs = kwargs.get("inputs")
+            return self._again(torch.autograd.backward, args[0], gradient, retain, bool(create), inputs=inputs)
         given = [unwrapped(tensor) for tensor in tensors_in((args, kwargs))]
         origins = [self.origins.of(tensor) for tensor in given]
         if given and not any(origin is not None for origin in origins):
