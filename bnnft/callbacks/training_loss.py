@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -44,15 +44,20 @@ def untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     metrics = [metric for metric in module.modules() if isinstance(metric, Metric)]
     saved = [{name: deepcopy(getattr(metric, name)) for name in (*metric.metric_state, *hidden)} for metric in metrics]
     loggers = trainer.loggers
-    trainer.loggers = [DummyLogger() for _ in loggers]
-    for name in ("log", "log_dict"):
-        object.__setattr__(module, name, lambda *args, **kwargs: None)
+    own = {name: value for name, value in vars(module).items() if name in ("log", "log_dict")}
+    stack = ExitStack()
     try:
-        yield
-    finally:
+        stack.callback(vars(module).update, own)
         for name in ("log", "log_dict"):
-            object.__delattr__(module, name)
-        trainer.loggers = loggers
+            stack.callback(vars(module).pop, name, None)
+            object.__setattr__(module, name, lambda *args, **kwargs: None)
+        stack.callback(setattr, trainer, "loggers", loggers)
+        trainer.loggers = [DummyLogger() for _ in loggers]
         for metric, state in zip(metrics, saved, strict=True):
             for name, value in state.items():
-                setattr(metric, name, value)
+                stack.callback(setattr, metric, name, value)
+        yield
+        stack.close()
+    except BaseException:
+        stack.close()
+        raise

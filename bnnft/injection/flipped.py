@@ -148,11 +148,12 @@ class Injection:
         made = [site for site in self.sites if site.where in ("made", "stored") and site.name in here]
         latent = [site for site in self.sites if site.where == "latent" and site.name in here]
         layer = [site for site in self.sites if site.where == "layer" and site.name in here]
-        lent = LayerFlips(self.model, layer, here, self._exact, bool(compiled_modules(self.model)))
+        drawn = {name: each for name, each in here.items() if isinstance(each, Tensor)}
+        lent = LayerFlips(self.model, layer, drawn, self._exact, bool(compiled_modules(self.model)))
         contexts: list[Any] = [
             ActivationFlips(self.model, self.neurons, error_model, key, self._exact),
             lent,
-            LatentFlips(self.model, latent, here, exact=self._exact, check=check),
+            LatentFlips(self.model, latent, drawn, exact=self._exact, check=check),
         ]
         if made or watch:
             first = self.finder.first_names()
@@ -161,11 +162,23 @@ class Injection:
             self.finder.elsewhere = frozenset(first[site.name] for site in self.sites) - set(self.finder.flips)
             self.finder.constants = lent.places
             contexts.append(self.finder)
-        with ExitStack() as stack:
-            for context in contexts:
-                stack.push(context.__exit__)  # before the first bit is flipped
-                context.__enter__()
-            yield
+        try:
+            try:
+                for context in contexts:
+                    context.__enter__()
+                yield
+            finally:
+                _leave(contexts)
+        except BaseException:
+            _leave(contexts)  # again: an interrupt may have come in between
+            raise
+
+
+def _leave(contexts: Sequence[Any]) -> None:
+    """Leave contexts, entered or not; each leaves nothing behind when it is asked again."""
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.push(context)
 
 
 @contextmanager
@@ -239,7 +252,13 @@ def flipped(
     drawn = {name: noted(name, each) for name, each in draw_flips(injection.sites, error_model, key).items()}
     watch = how != "latent" and target != "activations" and not compiled_modules(model)
     injection.finder.draw = found if watch else None
-    with injection.under(drawn, error_model, key, watch=watch):
+    stack = ExitStack()
+    try:
+        stack.enter_context(injection.under(drawn, error_model, key, watch=watch))
         yield flips
+        stack.close()
+    except BaseException:
+        stack.close()
+        raise
     if not drawn and not flips and target != "activations":
         raise no_sites(model)
