@@ -1,4 +1,4 @@
-"""Training under flips in a plain loop, to compare with."""
+"""Training under flips in a plain loop that knows nothing of the code under test but what the error model draws."""
 
 from itertools import chain, islice, repeat
 
@@ -6,50 +6,65 @@ import torch
 from networks import Project, loader
 from torch import nn
 
-from bnnft.ber import Independent, Key, as_error_model
-from bnnft.injection.flipped import draw_flips
-from bnnft.injection.sites import find_sites
+from bnnft.ber import Key, as_error_model
+
+NAMES = ("net.0.weight", "net.3.weight", "net.6.weight")  # the binarized weights of Project
 
 
-def by_hand(errors, module=None, steps=12, gradient="straight_through", seed=0):
-    """Train so many steps, six of them an epoch; signs are turned by multiplication and not by their bits.
+def drawn(module, errors, step, seed=0, names=NAMES):
+    """Return for each weight's name the flat indices of the bits that are wrong in a step of training."""
+    error_model, parameters = as_error_model(errors), dict(module.named_parameters())
+    places = {name: place for place, name in enumerate(parameters)}
+    keys = {name: Key(seed, step, purpose="training").at(places[name], name) for name in names}
+    return {name: error_model.flips(parameters[name].detach(), key) for name, key in keys.items()}
+
+
+def by_hand(errors, module=None, steps=12, gradient="straight_through", seed=0, names=NAMES, data=None):
+    """Train so many steps; signs are flipped by multiplication and not by their bits.
 
     Args:
         errors: a rate or an error model, or a function that returns one for each step.
+        names: of the weights whose signs are the bits.
+        data: batches, six of eight samples if ``None``; again from the start as often as needed.
     """
     module = Project() if module is None else module
     module.train()
-    sites, optimizer = find_sites(module), module.configure_optimizers()
-    batches = chain.from_iterable(repeat(list(loader())))
+    optimizer = module.configure_optimizers()
+    batches = chain.from_iterable(repeat(list(loader() if data is None else data)))
     for step, (x, y) in enumerate(islice(batches, steps)):
-        error_model = as_error_model(errors(step) if callable(errors) else errors)
-        flips = draw_flips(sites, error_model, Key(seed, step, purpose="training"))
-        for site in sites:
-            site.weight.data.view(-1)[flips[site.name]] *= -1
+        flips = drawn(module, errors(step) if callable(errors) else errors, step, seed, names)
+        multiply(module, flips)
         optimizer.zero_grad()
         share = 0.5 if gradient == "average" else 1.0
         (share * nn.functional.cross_entropy(module(x), y)).backward()
-        for site in sites:
+        for name, indices in flips.items():
             if gradient == "exact":
-                site.weight.grad.view(-1)[flips[site.name]] *= -1
-            site.weight.data.view(-1)[flips[site.name]] *= -1
+                module.get_parameter(name).grad.view(-1)[indices] *= -1
+        multiply(module, flips)
         if gradient == "average":
             (share * nn.functional.cross_entropy(module(x), y)).backward()
         optimizer.step()
     return module
 
 
-def turned(net, rate, step):
-    """Weights with the flips of a step, made by multiplication and without a write; gradients pass straight through."""
+@torch.no_grad()
+def multiply(module, flips):
+    """Change the signs of latent weights at flat indices, by name."""
+    for name, indices in flips.items():
+        module.get_parameter(name).view(-1)[indices] *= -1
+
+
+def flipped_weights(module, errors, step, names=NAMES):
+    """Return weights with the flips of a step, made without a write; gradients pass straight through."""
     weights = {}
-    for name, indices in draw_flips(find_sites(net), Independent(rate), Key(0, step, purpose="training")).items():
-        weight = net.get_parameter(name)
+    for name, indices in drawn(module, errors, step, names=names).items():
+        weight = module.get_parameter(name)
         change = torch.zeros_like(weight).view(-1)
         change[indices] = -2 * weight.detach().view(-1)[indices]
         weights[name] = weight + change.view_as(weight)
     return weights
 
 
-def equal_weights(a, b):
-    """Tell whether the binarized weights of two modules are bit-equal."""
-    return all(torch.equal(x.weight, y.weight) for x, y in zip(find_sites(a), find_sites(b), strict=True))
+def equal_weights(a, b, names=NAMES):
+    """Return whether the binarized weights of two modules are bit-equal."""
+    return all(torch.equal(a.get_parameter(name), b.get_parameter(name)) for name in names)

@@ -90,8 +90,8 @@ class BitFlipTraining(Callback):
         self._options |= {"target": target, "activations": activations}
         self.training: BitFlips | None = None
         self._batch: Batch | None = None
-        self._second: tuple[Any, int] | None = None  # the batch, where a pass without flips is to follow
-        self._halves = False
+        self._second: tuple[Any, int] | None = None  # the batch, where a pass without flips follows each with flips
+        self._in_second = False
         self._state: dict[str, Any] = {}
         self._trainer: Trainer | None = None
 
@@ -107,7 +107,8 @@ class BitFlipTraining(Callback):
         """Return the number of batches that are done, where their flips go, and when a curriculum began."""
         if self.training is None:
             return self._state
-        return self.training.state_dict() | {"draws": self.training.batches + self._is_processed()}
+        done = self.training.batches if self._batch is None else self._batch.number + self._is_processed()
+        return self.training.state_dict() | {"draws": done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the batches that were done before the checkpoint."""
@@ -115,8 +116,7 @@ class BitFlipTraining(Callback):
 
     def _is_processed(self) -> bool:
         """Return whether Lightning counts the running batch as done: a run that resumes goes on after it."""
-        if self._batch is None or self._trainer is None:
-            return False
+        assert self._trainer is not None
         progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
         return bool(progress.processed == progress.ready)
 
@@ -153,38 +153,39 @@ class BitFlipTraining(Callback):
         training = self.training
         assert training is not None
         self._cancel()
-        self._batch = training.batch()
+        self._batch = Batch(training)
         self._batch.begin()
         if training.errors.schedule is not None:
             pl_module.log("train/ber_factor", training.errors.factor(training.batches))
         self._second = (batch, batch_idx) if self.gradient == "average" and self._batch.has_flips else None
-        self._halves = self._second is not None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Halve the gradient where two passes are averaged."""
-        if self._halves:
+        if self._second is not None:
             loss.register_hook(lambda gradient: gradient / 2)  # type: ignore[no-untyped-call]
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the pass without flips, where two are averaged."""
-        if self._second is None or self._batch is None:
+        if self._second is None or self._batch is None or self._in_second:
             return
-        (batch, batch_idx), self._second = self._second, None
         self._batch.cancel()
+        self._in_second = True
         several = len(inspect.signature(pl_module.training_step).parameters) > 1
         with unlogged(trainer, pl_module), unchanged(pl_module):
-            result: Any = trainer.strategy.training_step(batch, *[batch_idx][:several])
+            result: Any = trainer.strategy.training_step(*self._second[: 1 + several])
             loss = result["loss"] if isinstance(result, dict) else result
             # with the hooks of a backward pass, which halve it
             trainer.strategy.backward(loss / trainer.accumulate_grad_batches, trainer.optimizers[0])
+        self._in_second = False
+        self._batch.resume()  # for optimizers that evaluate a batch several times
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Restore, and learn from the batch."""
-        batch, self._batch = self._batch, None
-        if batch is not None and self.training is not None:
-            batch.finish()
+        if self._batch is not None and self.training is not None:
+            self._batch.finish()
+            self._batch = self._second = None
             self._learn_loss(trainer, self.training, outputs)
 
     def on_train_epoch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -200,10 +201,9 @@ class BitFlipTraining(Callback):
         self._cancel()
 
     def _cancel(self) -> None:
-        batch, self._second = self._batch, None
-        if batch is not None:
-            batch.cancel()
-        self._batch = None
+        if self._batch is not None:
+            self._batch.cancel()
+        self._batch, self._second, self._in_second = None, None, False
 
     @staticmethod
     def _learn_loss(trainer: Trainer, training: BitFlips, outputs: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bnnft.ber import ErrorModel, Key, checked_choice, checked_flips
 from bnnft.injection.operand import exchanged
 from bnnft.nn import BinaryActivation
+from bnnft.tracing.compiled import uncompiled
 
 Target = Literal["weights", "activations", "both"]
 
@@ -93,7 +94,7 @@ class ActivationFlips:
     def __enter__(self) -> Self:
         if not self._names:
             return self
-        self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+        self._stack.enter_context(uncompiled(self._model))
         start = sum(1 for _ in self._model.parameters())
         for position, (name, module) in enumerate(self._model.named_modules(), start=start):
             if name in self._names:

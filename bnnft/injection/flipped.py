@@ -1,7 +1,7 @@
 """Run a model with flipped bits."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 from torch import Tensor, nn
@@ -87,8 +87,14 @@ def flipped(
     drawn = {name: noted(name, each) for name, each in draw_flips(injection.sites, error_model, key).items()}
     watch = how != "latent" and target != "activations" and not compiled_modules(model)
     injection.finder.draw = found if watch else None
-    with injection.under(drawn, error_model, key, watch=watch):
+    stack = ExitStack()
+    try:
+        stack.enter_context(injection.under(drawn, error_model, key, watch=watch))
         yield flips
+        stack.close()
+    except BaseException:
+        stack.close()
+        raise
     injection.conclude()
     if not drawn and not flips and target != "activations":
         raise no_sites(model)

@@ -212,11 +212,23 @@ class Injection:
             self.finder.elsewhere = frozenset(first[site.name] for site in self.sites) - set(self.finder.flips)
             self.finder.constants = lent.places
             contexts.append(self.finder)
-        with ExitStack() as stack:
-            for context in contexts:
-                stack.push(context.__exit__)  # before the first bit is flipped
-                context.__enter__()
-            yield
+        try:
+            try:
+                for context in contexts:
+                    context.__enter__()
+                yield
+            finally:
+                _leave(contexts)
+        except BaseException:
+            _leave(contexts)  # again: an interrupt may have come in between
+            raise
+
+
+def _leave(contexts: Sequence[Any]) -> None:
+    """Leave contexts, entered or not; each leaves nothing behind when it is asked again."""
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.push(context)
 
 
 def _no_latent(fault: str) -> RuntimeError:

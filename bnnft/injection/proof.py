@@ -9,7 +9,7 @@ from torch import Tensor
 from bnnft.injection.sites import Site
 from bnnft.tracing.binary import TwoValues, same_sides, sides_of
 from bnnft.tracing.elements import Elements
-from bnnft.tracing.sharding import whole
+from bnnft.tracing.sharding import is_sharded, whole
 
 if TYPE_CHECKING:
     from bnnft.injection.finder import Bits, Finder
@@ -30,7 +30,7 @@ class Proof:
         self._seen: dict[str, int] = {}
         self._share: dict[str, float] = {}
         self._drawn: dict[str, Tensor] = {}  # of the watched batch, by the parameter's first name
-        self._clean: dict[str, Tensor] = {}  # signs that the latents have, of sites that are flipped by them
+        self._clean: dict[str, tuple[Site, Tensor]] = {}  # with the latents, flat, of sites whose bits are their signs
         self._names: dict[str, str] = {}
         self._shown: set[str] = set()
         self.faults: dict[str, str] = {}
@@ -53,7 +53,7 @@ class Proof:
             if isinstance(drawn, Tensor):
                 self._drawn[name] = drawn
                 if site.where in ("layer", "latent"):
-                    self._clean[name] = _stored_signs(site)
+                    self._clean[name] = site, whole(site.weight).reshape(-1).clone()
 
     def check(
         self, finder: "Finder", owner: str, operand: Tensor, found: TwoValues | None, bits: "Bits | None"
@@ -63,8 +63,7 @@ class Proof:
             return
         name, sides = self._names[owner], sides_of(operand, found)
         if owner in self._clean:
-            flat = self._clean[owner].clone()
-            flat[self._drawn[owner]] *= -1
+            flat = self._expected(owner)
             expected = finder.at(operand, flat.view(finder.origins.parameters[owner].shape), Elements(owner))
             wrong = None if expected is None else sides * expected < 0
             if wrong is not None and bool(wrong.any()):
@@ -84,6 +83,20 @@ class Proof:
                 self.faults[name] = f"{name}: the batch met other bits than those that were made with the drawn flips"
         self._shown.add(name)
 
+    def _expected(self, owner: str) -> Tensor:
+        """Return the signs that a layer is to make of a latent weight now, int8 and flat."""
+        (site, before), drawn = self._clean[owner], self._drawn[owner]
+        expected = _stored_signs(before, site.zero)
+        expected[drawn] *= -1
+        if is_sharded(site.weight):
+            return expected
+        now = site.weight.detach().reshape(-1)
+        signs = _stored_signs(now, site.zero)
+        if site.where == "layer":
+            signs[drawn] *= -1
+        # between two evaluations of a batch an optimizer may have moved it
+        return torch.where(now.abs() == before.abs(), expected, signs)
+
     def conclude(self, sites: Iterable[Site]) -> None:
         """Count what the watched batch has shown of each site."""
         first = {name: owner for owner, name in self._names.items()}
@@ -99,10 +112,9 @@ class Proof:
         self._drawn, self._clean = {}, {}
 
 
-def _stored_signs(site: Site) -> Tensor:
-    """Return the signs that a layer makes of its clean latent weight, int8 and flat."""
-    flat = whole(site.weight).reshape(-1)
+def _stored_signs(flat: Tensor, zero: int | None) -> Tensor:
+    """Return the signs that a layer makes of its latent weight, int8."""
     signs = flat.signbit().to(torch.int8).mul_(-2).add_(1)
-    if site.zero is not None:
-        signs[flat == 0] = site.zero
+    if zero is not None:
+        signs[flat == 0] = zero
     return signs

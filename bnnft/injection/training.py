@@ -2,9 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -93,9 +94,17 @@ class BitFlips:
         self._said: set[Any] = set()
         self._restored: list[_DrawnBits] = []  # of the last watched batch
 
-    def batch(self) -> "Batch":
-        """Return the context of a training batch: its forwards and backwards, and the optimizer's step if you like."""
-        return Batch(self)
+    @contextmanager
+    def batch(self) -> Iterator["Batch"]:
+        """Run a training batch: its forwards and backwards, and the optimizer's step if you like."""
+        batch = Batch(self)
+        try:
+            batch.begin()
+            yield batch
+            batch.finish()
+        except BaseException:
+            batch.cancel()
+            raise
 
     def look_again(self) -> None:
         """Watch the next batch for binary weights that are not known yet; good to do once in each epoch."""
@@ -121,8 +130,8 @@ class BitFlips:
 
     # --- a batch ------------------------------------------------------------------------------------------------
 
-    def _begin(self, stack: ExitStack) -> bool:
-        """Draw the flips of a batch, and enter what flips them; return whether there are any."""
+    def _begin(self) -> tuple[Callable[[], AbstractContextManager[None]], bool]:
+        """Draw the flips of a batch; return what makes the context that flips them, and whether there are any."""
         injection, key = self.injection, Key(self.seed, self.batches, purpose="training")
         self._notice_new_parameters()
         error_model = self.errors.at(self.batches)
@@ -133,8 +142,8 @@ class BitFlips:
         )
         if watch:
             self._restored = [_DrawnBits(site, flips[site.name]) for site in injection.sites if site.where == "latent"]
-        stack.enter_context(injection.under(flips, error_model, key, watch=watch))
-        return bool(injection.neurons) or not all(map(is_none, flips.values()))
+        under = partial(injection.under, flips, error_model, key, watch=watch)
+        return under, bool(injection.neurons) or not all(map(is_none, flips.values()))
 
     def _prove_restored(self) -> None:
         """Check that latents came back from the last watched batch, but for the few that an update may change.
@@ -149,7 +158,6 @@ class BitFlips:
 
     def _finish(self) -> None:
         """Learn from a batch that is done."""
-        self.batches += 1
         injection, finder = self.injection, self.injection.finder
         if injection.target == "activations":
             return
@@ -225,18 +233,23 @@ class _DrawnBits:
 class Batch:
     """One training batch under flips; made before the first bit is flipped, it can only restore.
 
-    Use it as a context, or call :meth:`begin`, and then :meth:`finish` or :meth:`cancel`.
-
     Attributes:
+        number: of the batch in its run.
         has_flips: there are bits or activations that may be flipped in it.
     """
 
     def __init__(self, training: BitFlips) -> None:
-        self._training, self._stack, self.has_flips = training, ExitStack(), False
+        self._training, self._stack = training, ExitStack()
+        self.number, self.has_flips = training.batches, False
 
     def begin(self) -> None:
-        """Flip the bits of this batch."""
-        self.has_flips = self._training._begin(self._stack)
+        """Draw the bits that are wrong in this batch, and flip them."""
+        self._under, self.has_flips = self._training._begin()
+        self.resume()
+
+    def resume(self) -> None:
+        """Flip the same bits again, after a call of :meth:`cancel`."""
+        self._stack.enter_context(self._under())
 
     def cancel(self) -> None:
         """Restore; the batch does not count. More calls do nothing."""
@@ -245,18 +258,5 @@ class Batch:
     def finish(self) -> None:
         """Restore, count the batch as done, and learn from it."""
         self._stack.close()
+        self._training.batches = self.number + 1
         self._training._finish()
-
-    def __enter__(self) -> Self:
-        try:
-            self.begin()
-        except BaseException:
-            self.cancel()
-            raise
-        return self
-
-    def __exit__(self, kind: Any, *exception: Any) -> None:
-        if kind is None:
-            self.finish()
-        else:
-            self.cancel()

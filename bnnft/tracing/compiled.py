@@ -1,7 +1,6 @@
 """Which parts of a model are compiled, and how to run them uncompiled for a while."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -31,11 +30,9 @@ def _is_compiled(module: nn.Module) -> bool:
     return compiled or any(hasattr(value, "_torchdynamo_orig_callable") for value in vars(module).values())
 
 
-@contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
+def uncompiled(model: nn.Module) -> AbstractContextManager[None]:
     """Run the compiled parts of a model as they were written; a model without any is left alone."""
     if not compiled_modules(model):
-        yield  # how torch compiles is a matter of the whole process: other threads may care
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+        return nullcontext()  # how torch compiles is a matter of the whole process: other threads may care
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -1,8 +1,7 @@
 """A torch function mode that is active wherever a model's modules run."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self
 
@@ -16,7 +15,7 @@ from bnnft.tracing.compiled import uncompiled
 class ModuleMode(TorchFunctionMode):
     """Is active around the code in its context, and by hooks in the forwards of a model's modules in every thread.
 
-    A subclass implements ``__torch_function__`` and runs what has a backward inside within :meth:`again`, so that it is
+    A subclass implements ``__torch_function__`` and runs what has a backward inside by :meth:`again`, so that it is
     active in what activation checkpointing recomputes. Compiled modules run uncompiled inside.
 
     Args:
@@ -53,13 +52,14 @@ class ModuleMode(TorchFunctionMode):
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if self in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
-            above = []  # others that were entered since, and are left later
-            while (top := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
-                above.append(top)
-            for mode in reversed(above):
-                _push_mode(mode)  # type: ignore[no-untyped-call]
+        others = []  # that were entered since, and are left later
+        while self in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            if (top := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
+                others.append(top)
+        for mode in reversed(others):
+            _push_mode(mode)  # type: ignore[no-untyped-call]
         self._stack.close()
+        self._within.clear()  # what an interrupt has left there
         self.left()
 
     @property
@@ -92,11 +92,10 @@ class ModuleMode(TorchFunctionMode):
         if self._within.pop()[1]:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Be active in what an operation does that this mode handles."""
+    def again(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a function while active, inside of what this mode handles."""
         super().__enter__()  # type: ignore[no-untyped-call]
         try:
-            yield
+            return function(*args, **kwargs)
         finally:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]

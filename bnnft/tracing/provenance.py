@@ -73,11 +73,9 @@ class Provenance(ModuleMode):
         kwargs = kwargs or {}
         for kind in types:
             if not issubclass(kind, Tensor):  # a tensor of another library: what it calls inside is seen then
-                with self.again():
-                    return kind.__torch_function__(func, types, args, kwargs)
+                return self.again(kind.__torch_function__, func, types, args, kwargs)
         if (backward := backward_of(func, args, kwargs)) is not None:  # what it recomputes is seen then
-            with self.again():
-                return backward()
+            return self.again(backward)
         out = list(tensors_in((kwargs.get("out"),)))
         given = [unwrapped(tensor) for tensor in tensors_in((args, kwargs)) if not any(tensor is each for each in out)]
         name = getattr(func, "__name__", "")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from by_hand import turned
+from by_hand import flipped_weights
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.tuner import Tuner
 from networks import Project, equal_states, loader, small_net, state, trainer
@@ -31,13 +31,15 @@ class ByHand(Plain):
 
     steps = 0
     flips = False
-    first = 0  # step that has flips
 
     def run(self, x):
-        return functional_call(self.net, turned(self.net, RATE, self.steps), x) if self.flips else self.net(x)
+        if not self.flips:
+            return self.net(x)
+        weights = flipped_weights(self, RATE, self.steps)
+        return functional_call(self.net, {name.removeprefix("net."): weight for name, weight in weights.items()}, x)
 
     def on_train_batch_start(self, batch, batch_idx):
-        self.flips = self.steps >= self.first
+        self.flips = True
 
     def on_train_batch_end(self, *args):
         self.flips, self.steps = False, self.steps + 1
@@ -140,15 +142,68 @@ class Closures(Plain):
         optimizer.step(closure)
 
 
-MODULES = [Recomputing, TwoOptimizers, ManualAccumulation, OwnOptimizer, SkipsBatches, Closures]
+class WithLBFGS(Plain):
+    """Evaluates a batch several times, from other weights each time."""
+
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+
+class ManualLBFGS(Closures):
+    configure_optimizers = WithLBFGS.configure_optimizers
+
+
+class SharpnessAware(torch.optim.SGD):
+    """Steps from where the gradient is that of a point uphill (Foret et al. 2021)."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        with torch.enable_grad():
+            loss = closure()
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        uphill = [0.05 * weight.grad.sign() for weight in weights]
+        torch._foreach_add_(weights, uphill)
+        with torch.enable_grad():
+            closure()
+        torch._foreach_sub_(weights, uphill)
+        super().step()
+        return loss
+
+
+class WithSharpnessAware(Plain):
+    def configure_optimizers(self):
+        return SharpnessAware(self.parameters(), lr=0.1)
+
+
+class ManualSharpnessAware(Closures):
+    configure_optimizers = WithSharpnessAware.configure_optimizers
+
+
+class StepsByItself(Plain):
+    """Writes its own update, past all optimizers and autograd."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        weights = list(self.parameters())
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.data -= 0.1 * gradient
+
+
+MODULES = [Recomputing, TwoOptimizers, ManualAccumulation, OwnOptimizer, SkipsBatches, Closures, WithLBFGS, ManualLBFGS]
+MODULES += [WithSharpnessAware, ManualSharpnessAware, StepsByItself]
 
 
 @pytest.mark.filterwarnings("ignore:.*returned.*None")
 @pytest.mark.parametrize("kind", MODULES)
-def test_any_training_step_gives_the_weights_of_flips_by_hand(tmp_path, kind):
+@pytest.mark.parametrize("how", ["auto", "latent"])
+def test_any_training_step_gives_the_weights_of_flips_by_hand(tmp_path, kind, how):
+    """In all evaluations of a batch, which see the same flips."""
     reference = type("Reference", (ByHand, kind), {})()
-    ours = fit(tmp_path, kind(), [BitFlipTraining(RATE)])
-    assert equal_states(state(ours), state(fit(tmp_path, reference)))
+    ours = state(fit(tmp_path, kind(), [BitFlipTraining(RATE, how=how)]))
+    assert equal_states(ours, state(fit(tmp_path, reference)))
+    assert not equal_states(ours, state(fit(tmp_path, kind())))
 
 
 CALLBACKS = {
@@ -267,15 +322,12 @@ class SteppedInBackward(Plain):
 
 
 @pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
-@pytest.mark.parametrize("how", ["operand", "auto"])
-def test_weights_that_are_updated_in_backward_need_the_operand(tmp_path, how):
-    with pytest.raises(RuntimeError, match=r"net\.0\.weight, .* optimizer in backward.*how='operand'"):
-        fit(tmp_path, SteppedInBackward(), [BitFlipTraining(RATE)])
+@pytest.mark.parametrize("how", ["auto", "operand", "latent"])
+def test_weights_that_are_updated_in_backward_have_their_flips(tmp_path, how):
     reference = type("Reference", (ByHand, SteppedInBackward), {})()
-    reference.first = 1
-    ours = fit(tmp_path, SteppedInBackward(), [BitFlipTraining(RATE, how=how)])
-    expected = state(fit(tmp_path, reference))
-    assert all(torch.allclose(value, expected[name], atol=1e-5) for name, value in state(ours).items())
+    ours = state(fit(tmp_path, SteppedInBackward(), [BitFlipTraining(RATE, how=how)]))
+    assert equal_states(ours, state(fit(tmp_path, reference)))
+    assert not equal_states(ours, state(fit(tmp_path, SteppedInBackward())))
 
 
 class FullyShardedDataParallel(nn.Module):
