@@ -36,8 +36,8 @@ class BitFlipTraining(Callback):
         error_model: a bit error rate in [0, 1] for independent flips, or an error model of :mod:`bnnft.ber`.
         gradient: of a flipped bit: ``"straight_through"``, at no cost, or ``"exact"``, see :func:`bnnft.flipped`; or
             ``"average"``: of each batch a pass with flips (straight-through) and one without are averaged, as in
-            RandBET, at twice the forwards and backwards. Batch norms and hooks of a backward see both passes; what the
-            second one logs is dropped.
+            RandBET, at twice the forwards and backwards. Of the second pass the gradient stays and nothing else: no
+            statistics of batch norms, no counters, no logs.
         seed: of the random bits, >= 0.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`; all that are found
             if ``None``.
