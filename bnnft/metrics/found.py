@@ -30,11 +30,15 @@ class Binarized(NamedTuple):
 
 def binarized(model: nn.Module, operands: OperandWatch, weights: Weights | None) -> list[Binarized]:
     """Return the layers whose binarized weights were found by watching a forward, once for each weight."""
-    sites = watched_sites(model, operands, weights)
-    return [
-        Binarized(site.layer, site.fan_in, site.operand.scale if site.operand is not None else None, bool(site.operand))
-        for site in sites
-    ]
+    found = []
+    for site in watched_sites(model, operands, weights):
+        owner, layer = site.name.rpartition(".")[0], site.layer
+        inner = owner.removeprefix(layer).lstrip(".") if owner.startswith(layer) else ""
+        if inner and not inner.startswith("parametrizations"):
+            layer = owner  # computed with in the forward of a module around it
+        scale = None if site.operand is None else site.operand.scale
+        found.append(Binarized(layer, site.fan_in, scale, site.operand is not None))
+    return found
 
 
 def could_be_binarized(model: nn.Module) -> list[str]:
