@@ -30,8 +30,14 @@ class Binarized(NamedTuple):
 
 def binarized(finder: Finder) -> list[Binarized]:
     """Return the layers whose binarized weights were found by watching a forward, once for each weight."""
-    first = finder.first_names()
-    return [Binarized(site.layer, site.fan_in, site.scale, first[site.name] in finder.uses) for site in finder.sites()]
+    found, first = [], finder.first_names()
+    for site in finder.sites():
+        owner, layer = site.name.rpartition(".")[0], site.layer
+        inner = owner.removeprefix(layer).lstrip(".") if owner.startswith(layer) else ""
+        if inner and not inner.startswith("parametrizations"):
+            layer = owner  # computed with in the forward of a module around it
+        found.append(Binarized(layer, site.fan_in, site.scale, first[site.name] in finder.uses))
+    return found
 
 
 def could_be_binarized(model: nn.Module) -> list[str]:

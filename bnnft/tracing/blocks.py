@@ -12,7 +12,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bnnft.tracing.axis import RESHAPING, Axis, axis_of, carried, numbered
-from bnnft.tracing.thresholds import thresholds_of_call
 from bnnft.tracing.trace import Trace
 from bnnft.tracing.ways import ADDING, Step, Way, Ways
 
@@ -139,8 +138,7 @@ def _observed(ways: Ways, block: Block, starts: Sequence[int], to_neurons: Seque
     for start, way in zip(starts, to_neurons, strict=True) if route is not None else ():
         assert route is not None
         value = way[route.measured - 1].made if route.measured else start
-        call = way[route.measured].node.call if route.normed else None
-        threshold = 0.0 if call is None else thresholds_of_call(*call)
+        threshold = ways.trace.thresholds.get(way[route.measured].made) if route.normed else 0.0
         seen.measure(values[value], route.before, None if value in ways.trace.lost else threshold)
         if way:
             seen.outputs.append(values[way[-1].made].detach())
@@ -165,10 +163,8 @@ def _route(ways: Ways, start: int, way: Way) -> tuple[Route, str]:
     wrong = [step for step in steps[:middle] if not _shapes(step)]
     wrong += [step for step in steps[middle + (norm is not None) :] if not _keeps_signs(ways, step)]
     reason = _changed(wrong[0], "before it is binarized") if wrong else _moved_inside(ways, start)
-    if not reason and norm is not None:
-        node = steps[norm].node
-        if node.call is None or thresholds_of_call(*node.call) is None:
-            reason = f"{node.module or 'its batch norm'} has no running statistics or does not use them"
+    if not reason and norm is not None and ways.trace.thresholds.get(steps[norm].made) is None:
+        reason = f"{steps[norm].node.module or 'its batch norm'} has no running statistics or does not use them"
     if not reason and route.before is None:
         reason = "its neurons are rearranged before they are binarized"
     return route, reason

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnnft.tracing.trace import READING, Node, Trace
+from bnnft.tracing.tracking import is_alive
 
 _EXACT = {torch.float32, torch.float64}
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -48,6 +49,8 @@ class Replay:
         for node in self._nodes:
             if len(node.written) > 1 and not reached.issuperset(before for before, _ in node.written):
                 raise ValueError("the model writes to a view of what does not depend on its neurons")
+            if not all(is_alive(trace.values[value]) for value in node.inputs):
+                raise ValueError("a value is there no more")
         if end not in reached or any(node.call is None for node in self._nodes):
             raise ValueError("the way from the neurons cannot be seen")
 

@@ -20,6 +20,11 @@ def flattened_by(model: nn.Module) -> str | None:
     return None
 
 
+def exchanges_parameters(model: nn.Module) -> bool:
+    """Return whether the parameters of a model are exchanged for whole ones while it runs: FSDP1, FSDP2, DeepSpeed."""
+    return flattened_by(model) is not None or any(hasattr(module, "reshard") for module in model.modules())
+
+
 def whole(weight: Tensor) -> Tensor:
     """Return all values of a weight, detached; of a sharded one every process must ask."""
     values: Any = weight.detach()

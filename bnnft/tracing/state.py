@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnnft.tracing.sharding import exchanges_parameters
+
 _MOST_ELEMENTS = 10_000  # of a container that are looked into; of larger ones, as data sets are, the elements stay
 _DEEPEST = 6  # containers within containers
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size)
@@ -28,7 +30,8 @@ def unchanged(module: nn.Module) -> Iterator[list[str]]:
 
     That is parameters, buffers, and what the module and its parts keep as attributes: numbers, tensors, arrays, lists,
     dicts, sets, queues, generators of random numbers, metrics, optimizers, and objects of classes of one's own that
-    hold such things. Gradients are left alone, and so are objects of other packages, loggers, say.
+    hold such things. Gradients are left alone, and so are objects of other packages, loggers, say, and parameters that
+    FSDP or DeepSpeed exchange while a model runs.
 
     Args:
         module: that is to run.
@@ -46,6 +49,9 @@ def unchanged(module: nn.Module) -> Iterator[list[str]]:
     """
     moved: list[str] = []
     kept = _Kept()
+    if exchanges_parameters(module):  # what is a parameter now may have no memory later
+        kept.leave([vars(part)["_parameters"] for part in module.modules()])
+        kept.leave([*module.parameters()])
     kept.look(module, "", 0)
     streams = _streams()
     try:
@@ -63,6 +69,11 @@ class _Kept:
         self._known: set[int] = set()
         self._restores: list[tuple[str, _Restore]] = []
 
+    def leave(self, things: list[Any]) -> None:
+        """Do not look into some things."""
+        self._objects += things
+        self._known.update(map(id, things))
+
     def restore(self) -> list[str]:
         """Put everything back; return the names of what can't be."""
         return [name for name, restore in self._restores if not restore()]
@@ -71,8 +82,7 @@ class _Kept:
         """Copy one thing, and what it holds."""
         if isinstance(thing, _PLAIN) or id(thing) in self._known or depth > _DEEPEST:
             return
-        self._known.add(id(thing))
-        self._objects.append(thing)
+        self.leave([thing])
         restore = _restore_of(thing)
         if restore is not None:
             self._restores.append((name, restore))

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from bnnft.tracing.tracking import Looking, identity, memory, operation_name, tensors
+from bnnft.tracing.thresholds import thresholds_of_call
+from bnnft.tracing.tracking import Looking, identity, is_alive, memory, operation_name, tensors
 
 # operations that take numbers out of tensors, where they return none
 READING = {"item", "tolist", "numpy", "bool", "int", "float", "index", "array", "is_nonzero", "equal", "allclose"}
@@ -88,6 +89,7 @@ class Trace(Looking):
         values: the values by their numbers.
         nodes: operations in the order in which they ran.
         calls: runs of modules in the order in which they ended.
+        thresholds: of the neurons behind each call of ``batch_norm``, by the number of its result.
         lost: numbers of values that were overwritten by an operation that did not look like one that writes.
         read: names of operations that returned no tensor, each with its inputs.
     """
@@ -97,6 +99,7 @@ class Trace(Looking):
         self.values: list[Tensor] = []
         self.nodes: list[Node] = []
         self.calls: list[Call] = []
+        self.thresholds: dict[int, Tensor | None] = {}
         self.lost: set[int] = set()
         self.read: list[tuple[str, tuple[int, ...]]] = []
         self._numbers: dict[Any, int] = {}  # identity of a tensor to the value it holds
@@ -136,6 +139,8 @@ class Trace(Looking):
         results = tuple(map(self.number, tensors(result)))
         if inputs and not results and not written:
             self.read.append((operation_name(call[0]), numbers))
+        if operation_name(call[0]) == "batch_norm" and results:
+            self.thresholds[results[0]] = thresholds_of_call(*call)
         self._record(operation_name(call[0]), numbers, results, written, call)
         return result
 
@@ -146,7 +151,10 @@ class Trace(Looking):
         for number, tensor in tensors_there:
             self._numbers.pop(identity(tensor), None)
             self._kept.append(tensor)
-            self.values[number] = tensor.detach().clone()
+            if is_alive(tensor):
+                self.values[number] = tensor.detach().clone()
+            else:
+                self.lost.add(number)
         return tensors_there
 
     def _record(self, operation: str, inputs: Any, results: Any, written: Any = (), call: Any = None) -> None:

@@ -53,6 +53,15 @@ def memory(tensor: Tensor) -> int | tuple[str, int]:
         return "object", id(tensor)
 
 
+def is_alive(tensor: Tensor) -> bool:
+    """Return whether a tensor has its memory still; FSDP2 takes it from whole weights that are not needed now."""
+    try:
+        needed = (tensor.storage_offset() + tensor.numel()) * tensor.element_size() if tensor.is_contiguous() else 1
+        return tensor.numel() == 0 or tensor.untyped_storage().nbytes() >= needed
+    except (RuntimeError, NotImplementedError):  # a distributed tensor, say, has none of its own
+        return True
+
+
 class Tracking(TorchFunctionMode):
     """Base of modes that look at or change operations while a model runs, in eager mode, on one thread.
 

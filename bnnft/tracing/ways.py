@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bnnft.tracing.trace import READING, Node, Trace
-from bnnft.tracing.tracking import LINEAR_MAPS
+from bnnft.tracing.tracking import LINEAR_MAPS, is_alive
 
 ADDING = {"add", "iadd", "radd", "sub", "isub", "rsub", "addcmul", "addcdiv"}
 _MOST_ZEROS = 0.2  # share of them among signs: of sums of 16 signs one in five is 0
@@ -153,7 +153,8 @@ class Ways:
 
     def _two_valued(self, value: int) -> tuple[bool, bool]:
         tensor = self.trace.values[value].detach()
-        if tensor.dim() < 2 or tensor.numel() == 0 or value in self.trace.lost or tensor.is_complex():
+        known = value not in self.trace.lost and is_alive(tensor)
+        if tensor.dim() < 2 or tensor.numel() == 0 or not known or tensor.is_complex():
             return False, False
         for part in (tensor.flatten()[:_SAMPLE], tensor) if tensor.numel() > _SAMPLE else (tensor,):
             two = bool(((part == part.max()) | (part == part.min())).all())

@@ -149,3 +149,17 @@ def test_compiled_network_is_traced_too():
             compiled(vectors())
     assert [node.operation for node in trace.nodes].count("batch_norm") == 1
     assert {call.module for call in trace.calls} >= {"fc1", "norm1", "sign1"}
+
+
+def test_values_whose_memory_is_taken_and_given_to_others_are_lost():
+    def exchanging(x):
+        weight = torch.ones(6).mul(2)
+        y = x * weight
+        weight.untyped_storage().resize_(0)
+        weight.untyped_storage().resize_(24)
+        weight.copy_(torch.zeros(6))
+        return y + 1
+
+    trace, result = traced(exchanging, vectors())
+    assert trace.error is None
+    assert torch.equal(trace.values[trace.number(result)], vectors() * 2 + 1)

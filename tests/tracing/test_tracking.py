@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnnft.tracing.tracking import Looking, Tracking, identity
+from bnnft.tracing.tracking import Looking, Tracking, identity, is_alive
 
 
 class Noting(Looking):
@@ -84,3 +84,13 @@ def test_identity_is_shared_by_the_same_view_of_the_same_memory_alone():
     assert len({identity(each) for each in (x, x[:1], x[1:], x.view(3, 2), x.clone())}) == 5
     empty = torch.zeros(0, 3), torch.zeros(0, 3)
     assert identity(empty[0]) != identity(empty[1])
+
+
+def test_a_tensor_whose_memory_was_taken_is_not_alive():
+    """As FSDP2 does with whole weights after a forward: to read them would end the process."""
+    tensor = torch.zeros(4, 3)
+    assert is_alive(tensor)
+    assert is_alive(tensor[1:])
+    assert is_alive(torch.zeros(0))
+    tensor.untyped_storage().resize_(0)
+    assert not is_alive(tensor)
