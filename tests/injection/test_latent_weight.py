@@ -195,6 +195,7 @@ def test_a_write_under_several_windows_is_reported_once_and_undoes_no_other_bit(
     one.weight[index] = -5.0 * one.weight[index].sign()
     written = one.weight[index].clone()
     assert one.restore("a") == "fc.weight: 1 flipped bits were overwritten"
+    assert one.weight[index] == written
     assert one.restore("b") is None
     assert one.weight[index] == written
     rest = torch.arange(12) != index

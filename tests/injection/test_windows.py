@@ -22,6 +22,7 @@ from latents import (
 )
 from torch import nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from bnnft.injection.latent import LatentFlips
@@ -413,6 +414,40 @@ def test_a_call_within_the_backward_of_others_is_flipped_until_its_end(gradients
         output.sum().backward()
         assert same_flips(seen[0], flips)
         assert equal_states(bits(model), before)
+
+
+def test_a_weight_that_is_thawed_within_the_context_has_the_gradient_through_its_flips():
+    (x, _), plain, model = batches(1)[0], network(), network()
+    flips, weight = draw(plain), model[3].weight
+    by_multiplication(plain, flips, exact=True)(x).sum().backward()
+    weight.requires_grad_(False)
+    with LatentFlips(model, sites(model), flips, exact=True):
+        weight.requires_grad_(True)
+        model(x).sum().backward()
+    for ours, expected in zip(gradients(model), gradients(plain), strict=True):
+        assert torch.equal(ours, expected)
+    assert not weight._backward_hooks
+
+
+def test_whoever_watches_operations_sees_those_of_the_model_alone():
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    (x, _), model, flips = batches(1)[0], network(), draw(network())
+    operations = []
+    for rate in (0, 1):
+        seen, before = [], bits(model)
+        given = {name: indices[: rate * len(indices)] for name, indices in flips.items()}
+        with LatentFlips(model, sites(model), given):
+            with Watch():
+                loss = model(x).sum()
+            assert any(map(len, differing(model, before).values())) == (rate == 1)
+            with Watch():
+                loss.backward()
+        operations.append(seen)
+    assert operations[0] == operations[1]
 
 
 def test_batches_accumulate_each_under_its_own_flips():
