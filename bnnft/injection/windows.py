@@ -15,17 +15,16 @@ from bnnft.injection.saves import hold, release
 from bnnft.injection.window import Window
 from bnnft.tracing.sharding import is_sharded
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 _NO_BACKWARD = -1
 
 
-def _unseen(function: _Function) -> _Function:
-    """Hide the operations of a function from autograd and from whoever watches operations, a finder of weights say.
+def _unseen(method: _Method) -> _Method:
+    """Hide what a method does from whoever watches operations, a finder of binary weights say.
 
     Not by a `with` statement, which an interrupt at its end would leave in force.
     """
-    disabled = context_decorator(lambda: torch._C.DisableTorchFunction(), function)  # type: ignore[no-untyped-call]
-    hidden: _Function = torch.no_grad()(disabled)
+    hidden: _Method = context_decorator(lambda: torch._C.DisableTorchFunction(), method)  # type: ignore[no-untyped-call]
     return hidden
 
 
@@ -62,6 +61,7 @@ class Windows:
         if self._always:
             self._open(self.windows)
 
+    @_unseen
     def before_call(self, module: nn.Module) -> None:
         """Open the windows of what a module holds."""
         windows, backward = self._of[module], torch._C._current_graph_task_id()
@@ -76,6 +76,7 @@ class Windows:
             self._close_after(backward, windows)
         self._open(windows)
 
+    @_unseen
     def after_call(self, module: nn.Module, output: Any) -> None:
         """Wait for the backward, or close the windows if none can follow."""
         if self._always:
@@ -92,6 +93,7 @@ class Windows:
                 self._settle(torch.is_grad_enabled(), graph)
 
     @_unseen
+    @torch.no_grad()
     def restore(self, windows: Iterable[Window]) -> None:
         """Close windows.
 
@@ -115,6 +117,7 @@ class Windows:
                 unlisten(module, self)
 
     @_unseen
+    @torch.no_grad()
     def _open(self, windows: Iterable[Window]) -> None:
         _raise_faults([window.flip(self._check) for window in windows])
         for window in windows:

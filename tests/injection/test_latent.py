@@ -340,6 +340,18 @@ def test_an_error_leaves_clean_weights_and_nothing_else(model, batch, error, whe
     assert left_behind(model) == []
 
 
+def test_an_entry_that_fails_restores_what_it_has_flipped(model):
+    before, flips = bits(model), draw(model)
+    flips["5.weight"] = torch.tensor([10**6])
+    with torch.no_grad():
+        context = flips_in(model, flips)
+        with pytest.raises((IndexError, RuntimeError)):
+            context.__enter__()
+    assert equal_states(bits(model), before)
+    assert left_behind(model) == []
+    context.close()
+
+
 def test_bits_come_back_when_a_generator_that_holds_them_is_closed(model):
     def held():
         with torch.no_grad(), flips_in(model, draw(model)):

@@ -142,6 +142,14 @@ def test_several_contexts_leave_a_state_dict_clean_until_the_last_is_left():
     assert model.state_dict()["0.weight"].data_ptr() == model[0].weight.data_ptr()
 
 
+def test_a_state_dict_of_clean_weights_shares_their_memory_as_ever():
+    model = network()
+    with LatentFlips(model, sites(model), draw(model)):
+        assert model.state_dict()["0.weight"].data_ptr() == model[0].weight.data_ptr()
+        model(batches(1)[0][0])
+        assert model.state_dict()["0.weight"].data_ptr() != model[0].weight.data_ptr()
+
+
 def test_zeros_are_saved_as_zeros():
     layer = BinaryLinear(4, 2, bias=False)
     with torch.no_grad():

@@ -22,6 +22,7 @@ from latents import (
 )
 from torch import nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from bnnft.injection.latent import LatentFlips
@@ -155,6 +156,31 @@ def from_an_inner_value(model, forward, x, y):
     torch.optim.SGD(model.parameters(), 0.01).step()
 
 
+def another_call_within_the_backward(model, forward, x, y):
+    """Without gradients, before the backward comes to the layers."""
+    output = forward(x)
+
+    def call(gradient):
+        with torch.no_grad():
+            forward(x)
+
+    output.register_hook(call)
+    model.zero_grad()
+    F.cross_entropy(output, y).backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+
+
+class Keeps(nn.Module):
+    """Returns nothing: its output is to be fetched."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run, self.output = run, None
+
+    def forward(self, x):
+        self.output = self.run(x)
+
+
 def an_error_in_between(model, forward, x, y):
     """A backward that fails is caught, and the batch is tried again."""
     output = forward(x)
@@ -169,7 +195,7 @@ def an_error_in_between(model, forward, x, y):
 
 MODES = [plain, two_optimizers, by_hand, by_hand_in_numpy, by_autograd_grad, double_backward, two_losses]
 MODES += [sharpness_aware, lbfgs, looks_first, updated_in_backward, a_frozen_layer, from_an_inner_value]
-MODES += [an_error_in_between]
+MODES += [an_error_in_between, another_call_within_the_backward]
 AGAIN = {two_losses, double_backward}  # go through one forward twice, which autograd refuses where it saved the latent
 
 
@@ -358,6 +384,70 @@ def test_within_a_call_that_contains_the_whole_step_updates_see_clean_weights():
         plain = {name.removeprefix("net."): indices for name, indices in flips.items()}
         reference(x, y, by_multiplication(reference.net, plain))
     assert equal_states(copied_state(ours), copied_state(reference))
+
+
+@pytest.mark.parametrize("kind", [Recording, Saving, Stored])
+def test_a_module_that_returns_nothing_may_still_lead_to_a_backward(kind):
+    (x, _), plain, model = batches(1)[0], network(kind), Keeps(network(kind))
+    flips = draw(plain)
+    by_multiplication(plain, flips)(x).sum().backward()
+    with LatentFlips(model, sites(model), {f"run.{name}": indices for name, indices in flips.items()}):
+        assert model(x) is None
+        model.output.sum().backward()
+    for ours, expected in zip(gradients(model), gradients(plain), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("gradients_on", [False, True])
+def test_a_call_within_the_backward_of_others_is_flipped_until_its_end(gradients_on):
+    model, other, (x, _) = network(), nn.Linear(3, 3), batches(1)[0]
+    before, flips, seen = bits(model), draw(model), []
+
+    def call(gradient):
+        with torch.set_grad_enabled(gradients_on):
+            model(x)
+        seen.append(differing(model, before))
+
+    with LatentFlips(model, sites(model), flips):
+        output = other(torch.randn(2, 3))
+        output.register_hook(call)
+        output.sum().backward()
+        assert same_flips(seen[0], flips)
+        assert equal_states(bits(model), before)
+
+
+def test_a_weight_that_is_thawed_within_the_context_has_the_gradient_through_its_flips():
+    (x, _), plain, model = batches(1)[0], network(), network()
+    flips, weight = draw(plain), model[3].weight
+    by_multiplication(plain, flips, exact=True)(x).sum().backward()
+    weight.requires_grad_(False)
+    with LatentFlips(model, sites(model), flips, exact=True):
+        weight.requires_grad_(True)
+        model(x).sum().backward()
+    for ours, expected in zip(gradients(model), gradients(plain), strict=True):
+        assert torch.equal(ours, expected)
+    assert not weight._backward_hooks
+
+
+def test_whoever_watches_operations_sees_those_of_the_model_alone():
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    (x, _), model, flips = batches(1)[0], network(), draw(network())
+    operations = []
+    for rate in (0, 1):
+        seen, before = [], bits(model)
+        given = {name: indices[: rate * len(indices)] for name, indices in flips.items()}
+        with LatentFlips(model, sites(model), given):
+            with Watch():
+                loss = model(x).sum()
+            assert any(map(len, differing(model, before).values())) == (rate == 1)
+            with Watch():
+                loss.backward()
+        operations.append(seen)
+    assert operations[0] == operations[1]
 
 
 def test_batches_accumulate_each_under_its_own_flips():
