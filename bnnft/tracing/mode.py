@@ -36,16 +36,11 @@ class ModuleMode(TorchFunctionMode):
     def left(self) -> None:
         """Do what a subclass does after the last operation."""
 
-    def runs(self, module: nn.Module, name: str) -> None:
-        """Do what a subclass does with each module on entry, and before each of its forwards."""
-
     def __enter__(self) -> Self:
-        modules = {name: m for name, m in self.model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
-        self._names = {id(module): name for name, module in modules.items()}
+        modules = [pair for pair in self.model.named_modules() if not isinstance(pair[1], torch.jit.ScriptModule)]
+        self._names = {id(module): name for name, module in modules}
         with torch._C.DisableTorchFunction():  # our own operations are nobody's business
             self.entered()
-            for name, module in modules.items():
-                self.runs(module, name)
         # not in the modules: a copy of the model that is made now must not carry them
         self._stack.callback(register_module_forward_pre_hook(self._enter_module).remove)
         # always: an error in a forward must leave neither its name nor the mode behind
@@ -87,8 +82,6 @@ class ModuleMode(TorchFunctionMode):
             return
         entered = self not in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         self._within.append((name, entered))
-        with torch._C.DisableTorchFunction():
-            self.runs(module, name)
         if entered:
             super().__enter__()  # type: ignore[no-untyped-call]
 

@@ -63,19 +63,13 @@ class Provenance(ModuleMode):
 
     def entered(self) -> None:
         """Take note of parameters, constants and buffers."""
-        self.origins.written.clear()
-        for name, parameter in self.origins.parameters.items():
-            self.origins.own(name, parameter)
+        self.origins.register()
         for constant in self.constants:
             self.origins.keep(constant, CONSTANT)
 
     def left(self) -> None:
         """Forget all tensors."""
         self.origins.clear()
-
-    def runs(self, module: nn.Module, name: str) -> None:
-        """Take note of what a module holds now."""
-        self.origins.register(module, name)
 
     # --- operations ---------------------------------------------------------------------------------------------
 
