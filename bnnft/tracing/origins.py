@@ -59,7 +59,7 @@ class Origins:
         self._origins: dict[int, tuple[Origin, Tensor]] = {}  # the tensor keeps its memory from being used again
         self._elements: dict[int, dict[Any, Elements]] = {}  # by memory, then by layout
         self._owners: dict[int, str] = {}  # memory of parameters
-        self._foreign: set[int] = set()  # identities of parameters that are not of the model
+        self._foreign: set[int] = set()  # identities of parameters that were looked for
 
     def clear(self) -> None:
         """Forget all tensors."""
@@ -116,22 +116,19 @@ class Origins:
 
     def of(self, tensor: Tensor) -> Origin | None:
         """Return what a tensor is made of, ``None`` if it is of the batch."""
+        if isinstance(tensor, nn.Parameter) and self.owner(tensor) is None and not is_lazy(tensor):
+            self._look_for(tensor)
         found = self._origins.get(storage_of(tensor))
-        if found is None and isinstance(tensor, nn.Parameter) and not is_lazy(tensor):
-            return self._of_new(tensor)
         return None if found is None else found[0]
 
-    def _of_new(self, parameter: nn.Parameter) -> Origin | None:
-        """Return what a parameter is made of that was not there at first: of a lazy layer, or gathered of shards."""
-        if id(parameter) in self._foreign:
-            return None
-        for name, each in self._model.named_parameters():
-            if each is parameter:
-                self.parameters[name] = parameter
-                self.own(name, parameter)
-                return self.of(parameter)
-        self._foreign.add(id(parameter))
-        return None
+    def _look_for(self, parameter: nn.Parameter) -> None:
+        """Take note of a parameter that was not there at first: of a lazy layer, or gathered of shards."""
+        if id(parameter) not in self._foreign:
+            for name, each in self._model.named_parameters():
+                if each is parameter:
+                    self.parameters[name] = parameter
+                    self.own(name, parameter)
+            self._foreign.add(id(parameter))
 
     def elements(self, tensor: Tensor) -> Elements | None:
         """Return which elements of parameters a tensor's elements stand for, if it is known."""
