@@ -1,6 +1,7 @@
 """Flip bits where they are made: in the tensors of two values that come of a parameter, in every use of them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,6 +93,9 @@ class OperandFlips(Finder):
         self.elsewhere: frozenset[str] = frozenset()
         self.draw: Callable[[str], Drawn] | None = None
         self._exact = exact
+        self._last: dict[str, Tensor] = {}  # flips that were made last
+        self._reached: set[str] = set()  # whose gradients change sign
+        self._hidden: dict[str, Any] = {}  # hooks on those that were used without a graph
 
     def flipped(self, result: Tensor, elements: Elements, mark: Mark, found: TwoValues) -> Tensor:
         """Exchange the two values of what was just made at the drawn bits."""
@@ -153,6 +157,7 @@ class OperandFlips(Finder):
         flips = self.flips[owner]
         if not isinstance(flips, Tensor):
             flips = flips(self._whole(owner, values.detach() - found.middle, elements))
+        self._last[owner] = flips
         return elements.positions(self.origins, owner, flips, values.numel())
 
     def _whole(self, owner: str, bits: Tensor, elements: Elements) -> Tensor:
@@ -180,14 +185,35 @@ class OperandFlips(Finder):
     def _turned_gradient(self, operand: Tensor, origin: Origin) -> Tensor:
         elements = self.origins.elements(operand)
         for owner in {owner for mark in origin.marks for owner in mark.owners} & set(self.flips):
-            flips = self.flips[owner]
-            if not operand.requires_grad or elements is None or not isinstance(flips, Tensor):
-                raise RuntimeError(
-                    f"gradient='exact' can't reach the bits of {owner}, which {self.place or 'the model'} hides from "
-                    "autograd: use gradient='straight_through'"
-                )
-            operand = self._with_gradient(operand, elements.positions(self.origins, owner, flips, operand.numel()))
+            flips, parameter = self._last.get(owner), self.origins.parameters[owner]
+            if torch.is_grad_enabled() and parameter.requires_grad:
+                if not operand.requires_grad or elements is None or flips is None:
+                    raise self._out_of_reach(owner)
+                self._reached.add(owner)
+                operand = self._with_gradient(operand, elements.positions(self.origins, owner, flips, operand.numel()))
+            elif parameter.requires_grad and not parameter.is_inference() and owner not in self._hidden:
+                # activation checkpointing runs it again with a graph; an autograd function does not
+                self._hidden[owner] = parameter.register_hook(partial(self._check_reached, owner))  # type: ignore[no-untyped-call]
         return operand
+
+    def _check_reached(self, owner: str, gradient: Tensor) -> None:
+        if owner not in self._reached:
+            raise self._out_of_reach(owner)
+
+    def _out_of_reach(self, owner: str) -> RuntimeError:
+        return RuntimeError(
+            f"gradient='exact' can't reach the bits of {owner}, which {self.place or 'the model'} hides from autograd: "
+            "use gradient='straight_through'"
+        )
+
+    def left(self) -> None:
+        """Forget all tensors."""
+        super().left()
+        for handle in self._hidden.values():
+            handle.remove()
+        self._hidden.clear()
+        self._reached.clear()
+        self._last.clear()
 
     @staticmethod
     def _with_gradient(operand: Tensor, places: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 _TOLERANCE = 1e-3  # of a distance: scales are products of rounded numbers
+_ROUNDINGS = 4  # as many steps of a number format are no difference either
 _MOST_ZEROS = 0.01  # share of exact zeros among signs, which torch.sign leaves
 _ONE_ZERO = 32  # signs among which one zero may be: it makes no ternary weight of them
 _EVIDENCE = 8  # values that must agree before a scale of their own for each line is believed
@@ -77,7 +78,7 @@ def differs_at_once(values: Tensor) -> bool:
         if size > 2:
             line: list[float] = values[tuple(slice(3) if d == dim else 0 for d in range(values.dim()))].tolist()
             low, middle, high = sorted(line)
-            near = _TOLERANCE * max(abs(low), abs(high))
+            near = _tolerance(values) * max(abs(low), abs(high))
             if min(high - middle, middle - low) <= near or middle == 0:
                 return False
             looked = True
@@ -117,7 +118,7 @@ def _symmetric(values: Tensor, line: tuple[int, ...], one_is_enough: bool, is_co
     both = bool((values.amin() < 0) & (values.amax() > 0))
     if not both and not one_is_enough:
         return None
-    off = high - sizes > _TOLERANCE * high
+    off = high - sizes > _tolerance(values) * high
     if bool(off.any()):
         zeros = values == 0
         few = is_corner or (both and int(zeros.sum()) <= max(values.numel() >= _ONE_ZERO, _MOST_ZEROS * values.numel()))
@@ -133,9 +134,14 @@ def _apart(values: Tensor, line: tuple[int, ...], one_is_enough: bool, is_corner
     if not bool((high > low).float().mean() > (0.0 if one_is_enough else 0.5)):
         return None
     near = torch.minimum(values - low, high - values)
-    if not bool((near <= _TOLERANCE * (high - low)).all()):
+    if not bool((near <= _tolerance(values) * (high - low)).all()):
         return None
     return TwoValues((low + high) / 2, (high - low) / 2, False)
+
+
+def _tolerance(values: Tensor) -> float:
+    """Return which share of a distance is no difference in this number format."""
+    return max(_TOLERANCE, _ROUNDINGS * torch.finfo(values.dtype).eps)
 
 
 def _agree(values: Tensor, lines: Tensor, free: int, line: tuple[int, ...], small: bool) -> bool:

@@ -2,11 +2,11 @@
 
 import threading
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from bnnft.tracing.compiled import uncompiled
@@ -25,6 +25,7 @@ class ModuleMode(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self._names: dict[int, str] = {}  # of modules, by their identities
         self._thread = threading.local()
         self._stack = ExitStack()
 
@@ -34,19 +35,15 @@ class ModuleMode(TorchFunctionMode):
     def left(self) -> None:
         """Do what a subclass does after the last operation."""
 
-    def runs(self, module: nn.Module, name: str) -> None:
-        """Do what a subclass does with each module on entry, and before each of its forwards."""
-
     def __enter__(self) -> Self:
-        self.entered()
-        for name, module in self.model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # nobody sees what it does
-            self.runs(module, name)
-            enter, leave = partial(self._enter_module, name), partial(self._leave_module, name)
-            self._stack.callback(module.register_forward_pre_hook(enter).remove)
-            # always: an error in a forward must leave neither its name nor the mode behind
-            self._stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        modules = [pair for pair in self.model.named_modules() if not isinstance(pair[1], torch.jit.ScriptModule)]
+        self._names = {id(module): name for name, module in modules}
+        with torch._C.DisableTorchFunction():  # our own operations are nobody's business
+            self.entered()
+        # not in the modules: a copy of the model that is made now must not carry them
+        self._stack.callback(register_module_forward_pre_hook(self._enter_module).remove)
+        # always: an error in a forward must leave neither its name nor the mode behind
+        self._stack.callback(register_module_forward_hook(self._leave_module, always_call=True).remove)
         self._stack.enter_context(uncompiled(self.model))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -60,7 +57,8 @@ class ModuleMode(TorchFunctionMode):
             _push_mode(mode)  # type: ignore[no-untyped-call]
         self._stack.close()
         self._within.clear()  # what an interrupt has left there
-        self.left()
+        with torch._C.DisableTorchFunction():
+            self.left()
 
     @property
     def place(self) -> str:
@@ -78,18 +76,17 @@ class ModuleMode(TorchFunctionMode):
         within: list[tuple[str, bool]] = self._thread.__dict__.setdefault("within", [])
         return within
 
-    def _enter_module(self, name: str, module: nn.Module, args: Any) -> None:
+    def _enter_module(self, module: nn.Module, args: Any) -> None:
+        name = self._names.get(id(module))
+        if name is None:
+            return
         entered = self not in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         self._within.append((name, entered))
-        with torch._C.DisableTorchFunction():
-            self.runs(module, name)
         if entered:
             super().__enter__()  # type: ignore[no-untyped-call]
 
-    def _leave_module(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        if self.place != name:
-            return  # another hook has failed before ours
-        if self._within.pop()[1]:
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._within and self._names.get(id(module)) == self.place and self._within.pop()[1]:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def again(self, function: Any, *args: Any, **kwargs: Any) -> Any:

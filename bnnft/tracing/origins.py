@@ -1,6 +1,6 @@
 """What tensors are made of, by the memory that they lie in."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -53,29 +53,28 @@ class Origins:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self.parameters = {name: each for name, each in model.named_parameters() if not is_lazy(each)}
         self.written: set[str] = set()
         self._origins: dict[int, tuple[Origin, Tensor]] = {}  # the tensor keeps its memory from being used again
         self._elements: dict[int, dict[Any, Elements]] = {}  # by memory, then by layout
         self._owners: dict[int, str] = {}  # memory of parameters
+        self._foreign: set[int] = set()  # identities of parameters that were looked for
 
     def clear(self) -> None:
         """Forget all tensors."""
-        for known in (self._origins, self._elements, self._owners):
+        for known in (self._origins, self._elements, self._owners, self._foreign, self.written):
             known.clear()
 
-    def register(self, module: nn.Module, name: str) -> None:
-        """Take note of what a module holds now: parameters may be others than before, gathered ones of shards, say."""
-        for attribute, parameter in module._parameters.items():
-            if parameter is None or is_lazy(parameter) or storage_of(parameter) in self._owners:
-                continue
-            qualified = f"{name}.{attribute}" if name else attribute
-            self.parameters[qualified] = parameter  # new, or another one than before
-            self.own(qualified, parameter)
-        held = [*module._buffers.values(), *(value for value in vars(module).values() if isinstance(value, Tensor))]
-        for tensor in held:
-            if tensor is not None and storage_of(tensor) not in self._owners:
-                self.keep(tensor, CONSTANT)
+    def register(self) -> None:
+        """Take note of the parameters, and of all other tensors that the model's modules hold now."""
+        for name, parameter in self.parameters.items():
+            self.own(name, parameter)
+        for module in self._model.modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                for tensor in _held(module):
+                    if storage_of(tensor) not in self._owners:
+                        self.keep(tensor, CONSTANT)
 
     def own(self, name: str, parameter: Tensor) -> None:
         """Take note of a parameter."""
@@ -117,8 +116,19 @@ class Origins:
 
     def of(self, tensor: Tensor) -> Origin | None:
         """Return what a tensor is made of, ``None`` if it is of the batch."""
+        if isinstance(tensor, nn.Parameter) and self.owner(tensor) is None and not is_lazy(tensor):
+            self._look_for(tensor)
         found = self._origins.get(storage_of(tensor))
         return None if found is None else found[0]
+
+    def _look_for(self, parameter: nn.Parameter) -> None:
+        """Take note of a parameter that was not there at first: of a lazy layer, or gathered of shards."""
+        if id(parameter) not in self._foreign:
+            for name, each in self._model.named_parameters():
+                if each is parameter:
+                    self.parameters[name] = parameter
+                    self.own(name, parameter)
+            self._foreign.add(id(parameter))
 
     def elements(self, tensor: Tensor) -> Elements | None:
         """Return which elements of parameters a tensor's elements stand for, if it is known."""
@@ -133,3 +143,10 @@ def _layout(tensor: Tensor) -> Any:
     if tensor.layout != torch.strided:
         return id(tensor)
     return tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+def _held(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors among the attributes of a module, and in lists and dicts there."""
+    for value in vars(module).values():  # among them the dict of its buffers
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        yield from (each for each in inside if isinstance(each, Tensor) and not is_lazy(each))

@@ -5,7 +5,7 @@ in batches of any size, in any thread that runs the model's modules.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,16 @@ from bnnft.tracing.mode import ModuleMode
 from bnnft.tracing.operations import FORMS, GIVES_FORM, REARRANGING, UNSURE, backward_of, writes
 from bnnft.tracing.origins import CONSTANT, MAYBE, Origin, Origins, merged
 from bnnft.tracing.tracking import LINEAR_MAPS
+
+
+class _Step(NamedTuple):
+    """An operation: its name, what it is given, what that is made of, whether of the batch, and what it writes to."""
+
+    operation: str
+    given: list[Tensor]
+    origins: list[Origin | None]
+    of_batch: bool
+    targets: list[Tensor]
 
 
 class Provenance(ModuleMode):
@@ -53,19 +63,13 @@ class Provenance(ModuleMode):
 
     def entered(self) -> None:
         """Take note of parameters, constants and buffers."""
-        self.origins.written.clear()
-        for name, parameter in self.origins.parameters.items():
-            self.origins.own(name, parameter)
+        self.origins.register()
         for constant in self.constants:
             self.origins.keep(constant, CONSTANT)
 
     def left(self) -> None:
         """Forget all tensors."""
         self.origins.clear()
-
-    def runs(self, module: nn.Module, name: str) -> None:
-        """Take note of what a module holds now."""
-        self.origins.register(module, name)
 
     # --- operations ---------------------------------------------------------------------------------------------
 
@@ -76,33 +80,40 @@ class Provenance(ModuleMode):
                 return self.again(kind.__torch_function__, func, types, args, kwargs)
         if (backward := backward_of(func, args, kwargs)) is not None:  # what it recomputes is seen then
             return self.again(backward)
+        with torch._C.DisableTorchFunction():  # our own operations are nobody's business
+            step = self._step(func, args, kwargs)
+            changes = None if step is None else self._changes(step)
+            memory = storage_of(step.given[0]) if step is not None and step.operation == "set" else None
+        if changes:
+            args, kwargs = replaced(args, changes), replaced(kwargs, changes)
+        result = func(*args, **kwargs)
+        if step is None:
+            return result
+        with torch._C.DisableTorchFunction():
+            if memory is not None:
+                self.origins.moved(step.given[0], memory)
+            elif step.targets:
+                for target in step.targets:
+                    self._write(step, target)
+            elif step.operation in FORMS and step.of_batch:
+                self._unsure(result)
+            elif not step.of_batch:
+                return self._results(step, func, args, kwargs, result)
+        return result
+
+    def _step(self, func: Any, args: Any, kwargs: Any) -> _Step | None:
+        """Return what is known of an operation, ``None`` if it has nothing to do with parameters or constants."""
         out = list(tensors_in((kwargs.get("out"),)))
         given = [unwrapped(tensor) for tensor in tensors_in((args, kwargs)) if not any(tensor is each for each in out)]
         name = getattr(func, "__name__", "")
         operation = name.strip("_")
         origins = self._settled(operation, given, [self.origins.of(tensor) for tensor in given])
-        if given and not out and operation not in FORMS and not any(origin is not None for origin in origins):
-            return func(*args, **kwargs)
+        of_batch = any(origin is None for origin in origins)
+        if of_batch and not out and operation not in FORMS and not any(origin is not None for origin in origins):
+            return None
         if operation in GIVES_FORM:
-            given, origins = given[:1], origins[:1]
-        in_place = writes(name)
-        with torch._C.DisableTorchFunction():  # our own operations are nobody's business
-            changes = self._changes(operation, given, origins, in_place)
-            before = storage_of(given[0]) if operation == "set" else None
-        if changes:
-            args, kwargs = replaced(args, changes), replaced(kwargs, changes)
-        result = func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():
-            if before is not None:
-                self.origins.moved(given[0], before)
-            elif out or (in_place and given):
-                for target in out or given[:1]:
-                    self._write(operation, target, given, origins)
-            elif operation in FORMS and any(origin is None for origin in origins):
-                self._unsure(result)
-            elif not any(origin is None for origin in origins):
-                return self._results(func, operation, given, origins, args, kwargs, result)
-        return result
+            given, origins, of_batch = given[:1], origins[:1], origins[0] is None
+        return _Step(operation, given, origins, of_batch, out or (given[:1] if writes(name) else []))
 
     def _settled(self, operation: str, given: list[Tensor], origins: list[Origin | None]) -> list[Origin | None]:
         """Take what may be of the batch for a constant where a parameter has its shape, and else for the batch."""
@@ -125,27 +136,26 @@ class Provenance(ModuleMode):
             if any(spreads(tensor.shape, parameter.shape) for parameter in self.origins.parameters.values()):
                 self.origins.keep(tensor, MAYBE if tensor.numel() > 1 else CONSTANT)
 
-    def _changes(
-        self, operation: str, given: list[Tensor], origins: list[Origin | None], in_place: bool
-    ) -> dict[int, Tensor]:
+    def _changes(self, step: _Step) -> dict[int, Tensor]:
         """Return what an operation is to take in place of its operands, by their identities."""
-        of_batch, changes = any(origin is None for origin in origins), {}
-        for number, (tensor, origin) in enumerate(zip(given, origins, strict=True)):
-            written = in_place and number == 0
-            if origin is None or written or operation in FORMS or not tensor.is_floating_point():
+        changes = {}
+        for number, (tensor, origin) in enumerate(zip(step.given, step.origins, strict=True)):
+            written = any(tensor is target for target in step.targets)
+            if origin is None or written or step.operation in FORMS or not tensor.is_floating_point():
                 continue
             now, owner = tensor, self.origins.owner(tensor)
-            if owner is not None and operation not in REARRANGING:
-                now = self.read(owner, tensor, operation)
-            is_used = of_batch or (origin.marks and operation.startswith(LINEAR_MAPS))
+            if owner is not None and step.operation not in REARRANGING:
+                now = self.read(owner, tensor, step.operation)
+            is_used = step.of_batch or (origin.marks and step.operation.startswith(LINEAR_MAPS))
             if is_used and (origin.marks or tensor.dim() > 1):
-                now = self.used(now, operation, number == 0, origin)
+                now = self.used(now, step.operation, number == 0, origin)
             if now is not tensor:
                 changes[id(tensor)] = now
         return changes
 
-    def _write(self, operation: str, target: Tensor, given: list[Tensor], origins: list[Origin | None]) -> None:
+    def _write(self, step: _Step, target: Tensor) -> None:
         """Take note of what a write makes of its target; a parameter stays one, whatever is written to it."""
+        operation, given, origins = step.operation, step.given, step.origins
         if (owner := self.origins.owner(target)) is not None:
             self.origins.written.add(owner)
             return
@@ -173,21 +183,13 @@ class Provenance(ModuleMode):
             if mark is not None:
                 self.origins.change(target, Origin(origin.parameters, frozenset(), frozenset([mark])))
 
-    def _results(
-        self,
-        func: Any,
-        operation: str,
-        given: list[Tensor],
-        origins: list[Origin | None],
-        args: Any,
-        kwargs: Any,
-        out: Any,
-    ) -> Any:
+    def _results(self, step: _Step, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         """Take note of what was made of parameters and constants alone, and let a subclass change it."""
+        operation, given = step.operation, step.given
         if operation.startswith(UNSURE) and not given:
             self._unsure(out)
             return out
-        origin, changes = CONSTANT if operation in FORMS else merged(origins), {}
+        origin, changes = CONSTANT if operation in FORMS else merged(step.origins), {}
         companions = partial(self._rearranged, func, given, args, kwargs)
         for number, result in enumerate(tensors_in((out,))):
             tensor = unwrapped(result)

@@ -11,19 +11,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 # how the names of operations begin that multiply by weights
-LINEAR_MAPS: tuple[str, ...] = (
-    "linear",
-    "conv",
-    "matmul",
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "einsum",
-    "bilinear",
-    "embedding",
+LINEAR_MAPS = (
+    *("linear", "conv", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "embedding"),
+    *("multi_head_attention_forward", "lstm", "gru", "rnn"),
 )
-LINEAR_MAPS += ("multi_head_attention_forward", "lstm", "gru", "rnn")
 
 
 def tensors(tree: Any) -> tuple[Tensor, ...]:

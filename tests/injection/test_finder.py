@@ -1,0 +1,276 @@
+"""Binary weights are found with their owner and every use; nothing else is."""
+
+import copy
+
+import patterns
+import pytest
+import structures
+import torch
+import torch.nn.functional as F
+from binarizers import WIDTH, ste
+from structures import STRUCTURES, Beside, Kernel, Linear, Two
+from torch import nn
+from uses import run
+
+from bnnft import find_binarized_weights
+from bnnft.injection.finder import Finder
+
+every_structure = pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
+
+
+def watched(model, *inputs, **options):
+    """Return the finder of a model that has run once."""
+    finder = Finder(model, **options)
+    with finder:
+        run(model, inputs)
+    return finder
+
+
+def names(finder):
+    return [site.name for site in finder.sites()]
+
+
+@every_structure
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_exactly_the_parameters_that_hold_bits_are_found(structure, training):
+    finder = watched(structure.model().train(training), *structure.batch(6))
+    assert sorted(names(finder)) == structure.owners()
+    assert not finder.strangers
+
+
+@every_structure
+def test_they_are_found_without_a_graph_and_for_one_sample(structure):
+    with torch.no_grad():
+        assert sorted(names(watched(structure.model(), *structure.batch(1)))) == structure.owners()
+
+
+@every_structure
+def test_finding_changes_nothing(structure):
+    model, inputs = structure.model(), structure.batch(6)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = run(structure.model(), inputs)
+    with Finder(model):
+        output = run(model, inputs)
+    assert torch.equal(output, expected)
+    after, plain = model.state_dict(), structure.model()
+    run(plain, inputs)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in plain.state_dict().items())
+
+
+def alone(function, shape=(WIDTH, WIDTH)):
+    torch.manual_seed(0)
+    return Kernel(shape, function)
+
+
+FLOATS = {
+    "linear": lambda: nn.Linear(WIDTH, WIDTH),
+    "ones": lambda: nn.Linear(WIDTH, WIDTH).requires_grad_(False),
+    "zeros": lambda: filled(nn.Linear(WIDTH, WIDTH), 0.0),
+    "constant": lambda: filled(nn.Linear(WIDTH, WIDTH), 0.1),
+    "normalized zeros": lambda: filled(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)), 0.0),
+    "ternary": lambda: alone(lambda x, w: F.linear(x, (w * 0.8).round().clamp(-1, 1))),
+    "four values": lambda: alone(lambda x, w: F.linear(x, (w * 2).floor().clamp(-2, 1) + 0.5)),
+    "transformer": lambda: nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True),
+    "batch norm": lambda: nn.BatchNorm1d(WIDTH),
+    "learned thresholds": lambda: alone(lambda x, w: ste(x - w), (WIDTH,)),
+    "masks": lambda: alone(lambda x, w: F.linear(x, w * (w.abs() > 0.5))),
+    "dropped": lambda: alone(lambda x, w: F.linear(x, F.dropout(w))),
+    "signs of activations": lambda: alone(lambda x, w: F.linear(x, w).sign()),
+    "signs of the size of a weight": lambda: alone(lambda x, w: ste(F.linear(x.t() @ x, w)) @ w),
+    "scaled by its sign": lambda: alone(lambda x, w: F.linear(x, w.abs() * w.sign())),
+    "rounded": lambda: alone(lambda x, w: F.linear(x, w.half().float())),
+}
+
+
+def filled(layer, value):
+    for name, parameter in layer.named_parameters():
+        if "bias" not in name:
+            nn.init.constant_(parameter, value)
+    return layer
+
+
+@pytest.mark.parametrize("build", FLOATS.values(), ids=FLOATS)
+def test_float_layers_hold_no_bits(build):
+    """Beside a binarized layer, which is found alone."""
+    torch.manual_seed(0)
+    model = Beside(build())
+    assert names(watched(model, torch.randn(6, WIDTH))) == ["a.weight"]
+
+
+def test_a_float_embedding_is_a_float_use_of_the_parameter_and_its_head_a_binary_one():
+    structure = STRUCTURES["tied embedding"]
+    finder = watched(structure.model(), *structure.batch(6))
+    assert finder.floats == {"table.weight"}
+    (site,) = finder.sites()
+    assert site.like_latent is False  # its latent can't be flipped: the lookups would be too
+
+
+def test_the_teacher_of_equal_signs_is_a_float():
+    structure = STRUCTURES["teacher"]
+    assert watched(structure.model(), *structure.batch(6)).floats == {"teacher.weight"}
+
+
+@pytest.mark.parametrize("samples", [WIDTH, 8])
+def test_noise_that_is_made_in_the_step_is_of_the_batch(samples):
+    """Also where it has the shape of a weight: neurons that are made of it are no bits of the weight before them."""
+    generator = alone(lambda x, w: F.linear(ste(F.linear(torch.randn(samples, WIDTH), w)), w))
+    finder = watched(Beside(generator), torch.randn(6, WIDTH))
+    assert names(finder) == ["a.weight"]
+    assert finder.floats == {"other.w"}
+
+
+def test_data_that_is_made_in_the_step_is_of_the_batch():
+    model = Beside(alone(lambda x, w: F.linear(ste(F.linear(torch.tensor(x.tolist()), w)), w)))
+    finder = watched(model, torch.randn(WIDTH, WIDTH))
+    assert names(finder) == ["a.weight"]
+    assert finder.floats == {"other.w"}
+
+
+def test_a_constant_input_shows_binary_weights_too():
+    model = alone(lambda x, w: F.linear(torch.ones(3, WIDTH), ste(w)) + x[:3])
+    assert names(watched(model, torch.randn(6, WIDTH))) == ["w"]
+
+
+def test_learned_queries_are_no_bits_though_their_signs_are_used():
+    """What is made of a product of two parameters stands for elements of neither."""
+
+    def queried(x, a, b):
+        return ste(F.linear(a, b)) @ x.t()
+
+    torch.manual_seed(0)
+    finder = watched(Beside(nn.Identity(), Two(lambda x, a, b: queried(x, a, b).t())), torch.randn(6, WIDTH))
+    assert names(finder) == []
+
+
+def test_bits_that_are_made_outside_of_any_module():
+    model = nn.ModuleDict({"layer": nn.Linear(WIDTH, WIDTH)})
+    finder = Finder(model)
+    with finder:
+        F.linear(torch.randn(6, WIDTH), ste(model["layer"].weight))
+    assert names(finder) == ["layer.weight"]
+
+
+def test_lazy_layers_are_found_when_they_have_weights():
+    class Lazy(nn.LazyLinear):
+        cls_to_become = Linear
+
+    model, x = nn.Sequential(Lazy(WIDTH), nn.Linear(WIDTH, 2)), torch.randn(6, WIDTH)
+    finder = Finder(model)
+    with finder:
+        model(x)  # as a float: torch makes the layer another class in its first forward
+        model(x)
+    assert names(finder) == ["0.weight"]
+
+
+def test_a_parameter_of_signs_is_stored_and_other_owners_have_latents():
+    model = nn.Sequential(patterns.Stored(WIDTH, WIDTH), Linear())
+    where = {site.name: site.where for site in watched(model, torch.randn(6, WIDTH)).sites()}
+    assert where == {"0.weight": "stored", "1.weight": "made"}
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_binary_biases_count_if_asked_and_are_named_if_not(biases):
+    finder = watched(patterns.TorchSign(WIDTH, WIDTH), torch.randn(6, WIDTH), biases=biases)
+    assert names(finder) == (["weight", "bias"] if biases else ["weight"])
+    assert finder.biases_left() == ([] if biases else ["bias"])
+
+
+@pytest.mark.parametrize(("name", "like"), [("ste", True), ("compared", True), ("centred", False), ("drawn", False)])
+def test_whether_the_bits_are_the_signs_of_the_latent(name, like):
+    structure = STRUCTURES[name]
+    (site,) = watched(structure.model(), *structure.batch(6)).sites()
+    assert site.like_latent is like
+
+
+@pytest.mark.parametrize(("make", "zero"), [(lambda w: w >= 0, 1), (lambda w: w > 0, -1)], ids=[">=", ">"])
+def test_what_a_layer_makes_of_zeros(make, zero):
+    model = alone(lambda x, w: F.linear(x, torch.where(make(w), 1.0, -1.0)))
+    model.w.data[:, ::4] = 0
+    (site,) = watched(model, torch.randn(6, WIDTH)).sites()
+    assert site.zero == zero
+
+
+SHAPES = {
+    "linear": (lambda: Linear(WIDTH, 7), (6, WIDTH), WIDTH),
+    "from the right": (lambda: alone(lambda x, w: x @ ste(w), (WIDTH, 7)), (6, WIDTH), WIDTH),
+    "from the left": (lambda: alone(lambda x, w: ste(w) @ x.t(), (7, WIDTH)), (6, WIDTH), WIDTH),
+    "convolution": (lambda: alone(lambda x, w: F.conv2d(x, ste(w)), (7, 4, 3, 3)), (6, 4, 5, 5), 36),
+}
+
+
+@pytest.mark.parametrize(("build", "shape", "fan_in"), SHAPES.values(), ids=SHAPES)
+def test_fan_in_and_scale_of_a_neuron(build, shape, fan_in):
+    (site,) = watched(build(), torch.randn(*shape)).sites()
+    assert (site.fan_in, site.scale) == (fan_in, None)
+
+
+def test_the_scale_of_each_neuron_is_half_the_distance_of_its_values():
+    structure = STRUCTURES["scaled_rows"]
+    model = structure.model()
+    (site,) = watched(model, *structure.batch(6)).sites()
+    assert torch.allclose(site.scale, model.w.abs().mean(1))
+
+
+STRANGERS = {
+    "a buffer": lambda x, a, b, signs: F.linear(x, ste(a)) + F.linear(x, signs),
+    "a constant": lambda x, a, b, signs: F.linear(F.linear(x, ste(a)), torch.eye(WIDTH) * 2 - 1),
+    "a product of two parameters": lambda x, a, b, signs: F.linear(F.linear(x, ste(a)), ste(a @ b)),
+}
+
+
+class WithBuffer(Two):
+    def __init__(self, function):
+        super().__init__(function)
+        self.register_buffer("signs", torch.randn(WIDTH, WIDTH).sign())
+
+    def forward(self, x):
+        return self.function(x, self.a, self.b, self.signs)
+
+
+@pytest.mark.parametrize("function", STRANGERS.values(), ids=STRANGERS)
+def test_what_is_binary_and_has_no_single_owner_is_named_with_its_module_and_shape(function):
+    torch.manual_seed(0)
+    finder = watched(nn.Sequential(WithBuffer(function)), torch.randn(6, WIDTH))
+    assert names(finder) == ["0.a"]
+    assert list(finder.strangers) == [("0", (WIDTH, WIDTH))]
+
+
+def test_bits_that_an_earlier_forward_has_kept_are_named():
+    class Caches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(WIDTH, WIDTH))
+            self.bits = None
+
+        def forward(self, x):
+            if self.bits is None:
+                self.bits = self.w.detach().sign()
+            return F.linear(x, self.bits)
+
+    model = Caches()
+    model(torch.randn(6, WIDTH))
+    finder = watched(model, torch.randn(6, WIDTH))
+    assert names(finder) == []
+    assert list(finder.strangers) == [("", (WIDTH, WIDTH))]
+
+
+def test_find_binarized_weights_puts_buffers_and_random_streams_back():
+    torch.manual_seed(0)
+    model = nn.Sequential(patterns.Stochastic(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), Linear())
+    before, stream = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    found = find_binarized_weights(model, torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0)))
+    assert found == {"0.weight": model[0].weight, "2.weight": model[2].weight}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+def test_only_what_is_named_counts():
+    model = nn.Sequential(Linear(), Linear())
+    assert names(watched(model, torch.randn(6, WIDTH), weights=["1.weight"])) == ["1.weight"]
+
+
+def test_structures_are_named_as_they_are():
+    """Each structure has an owner, so that no test above passes by comparing nothing."""
+    assert all(structure.owners() for structure in STRUCTURES.values())
+    assert structures.STRUCTURES is STRUCTURES
