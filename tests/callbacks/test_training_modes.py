@@ -2,19 +2,16 @@
 
 import pytest
 import torch
-from by_hand import by_hand, drawn, flipped_weights
+from by_hand import by_hand, flipped_weights
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.tuner import Tuner
 from networks import Project, equal_states, loader, small_net, state, trainer
-from operands import Operands, changed
-from patterns import SignFunction
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from bnnft.ber import Independent
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
-from bnnft.nn import BinaryActivation
 
 RATE = 0.2
 
@@ -357,76 +354,3 @@ def test_flattened_weights_are_refused(tmp_path):
     with pytest.raises(RuntimeError, match="can't work under DeepSpeed ZeRO-3"):
         fit(tmp_path, module, [BitFlipTraining(RATE)])
     assert equal_states(before, state(module))
-
-
-class Still(Plain):
-    """Weights stay as they are, so that what is computed in each batch shows its flips."""
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
-
-
-class TwoNetworks(Still):
-    """Each has a step of its own in every batch, and the second is not run before the first's step."""
-
-    automatic_optimization = False
-
-    def __init__(self):
-        super().__init__(nn.ModuleList(foreign_net() for _ in range(2)))
-
-    def training_step(self, batch, batch_idx):
-        for net in self.net:
-            optimizer = self.optimizers()
-            optimizer.zero_grad()
-            self.manual_backward(nn.functional.cross_entropy(net(batch[0]), batch[1]))
-            optimizer.step()
-
-
-def foreign_net():
-    return nn.Sequential(SignFunction(12, 16), nn.BatchNorm1d(16), BinaryActivation(), nn.Linear(16, 3))
-
-
-every_how = pytest.mark.parametrize("how", ["auto", "operand", "latent"])
-
-
-def flips_seen(folder, module, callback, layers, names, **settings):
-    """Train; return for each forward of so many linear maps the wrong bits of weights, whose places among them are
-    given by name."""
-    data = loader()
-    signs = {name: module.get_parameter(name).detach().sign() for name in names}
-    with Operands() as operands:
-        trainer(folder, [callback], **settings).fit(module, data)
-    return [
-        {name: changed(signs[name], step[place]).tolist() for name, place in names.items()}
-        for step in operands.steps(layers)
-    ]
-
-
-def drawn_lists(module, step, names):
-    return {name: flips.tolist() for name, flips in drawn(module, RATE, step, names=names).items()}
-
-
-@every_how
-def test_layers_that_run_after_the_first_step_are_found(tmp_path, how):
-    """Both networks; the batch in which they are found is clean, and all others have the drawn flips."""
-    module, names = TwoNetworks(), {"net.0.0.weight": 0, "net.1.0.weight": 2}
-    seen = flips_seen(tmp_path, module, BitFlipTraining(RATE, how=how), 4, names)
-    assert seen[0] == {name: [] for name in names}
-    assert seen[1:] == [drawn_lists(module, step, names) for step in range(1, 12)]
-    assert all(flips for step in seen[1:] for flips in step.values())
-
-
-class SkipsTheFirst(Still):
-    def training_step(self, batch, batch_idx):
-        skips = self.trainer.current_epoch == 0 and batch_idx < 2
-        return None if skips else super().training_step(batch, batch_idx)
-
-
-@pytest.mark.filterwarnings("ignore:.*returned.*None")
-def test_layers_are_found_in_the_first_batch_that_is_trained_on(tmp_path):
-    """The third one; the fourth has its drawn flips."""
-    module, names = SkipsTheFirst(foreign_net()), {"net.0.weight": 0}
-    seen = flips_seen(tmp_path, module, BitFlipTraining(RATE), 2, names)
-    assert len(seen) == 10
-    assert seen[0] == {"net.0.weight": []}
-    assert seen[1:] == [drawn_lists(module, step, names) for step in range(3, 12)]
