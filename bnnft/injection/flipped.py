@@ -13,7 +13,7 @@ from bnnft.injection.activation import ActivationFlips, Target, checked_target, 
 from bnnft.injection.latent import LatentFlips
 from bnnft.injection.layer import LayerFlips
 from bnnft.injection.operand import Drawn, OperandFlips
-from bnnft.injection.sites import Site, Weights, known_sites, no_sites
+from bnnft.injection.sites import Site, Weights, known_sites, moved_sites, no_sites
 from bnnft.tracing.compiled import compiled_modules
 from bnnft.tracing.sharding import whole
 
@@ -98,26 +98,10 @@ class Injection:
                 raise no_sites(self.model)
 
     def renew(self) -> None:
-        """Take note of other parameters than before; what is no longer there is forgotten.
-
-        A site goes with its parameter, whatever that is called now. Another parameter under its name takes its place
-        where flips are exact in any case.
-        """
+        """Take note of other parameters than before; what is no longer there is forgotten."""
         self.finder.renew()
-        now = dict(self.model.named_parameters(remove_duplicate=False))
-        weights = {id(weight): (place, weight) for place, weight in enumerate(self.model.parameters())}
-        names = {id(weight): name for name, weight in reversed(now.items())}  # the first of a tied one
         known = known_sites(self.model, self._weights) if self.target != "activations" else []
-        kept = {id(site.weight): site for site in self.placed(known)}
-        for site in self.sites:
-            if id(site.weight) in weights:
-                name = site.name if now.get(site.name) is site.weight else names[id(site.weight)]
-                kept.setdefault(id(site.weight), site._replace(name=name))
-        for site in self.sites:
-            if id(site.weight) not in weights and site.where == "made" and site.name in now:
-                kept.setdefault(id(now[site.name]), site)
-        sites = [site._replace(position=weights[key][0], weight=weights[key][1]) for key, site in kept.items()]
-        self.sites = sorted(sites, key=lambda site: site.position)
+        self.sites = moved_sites(self.model, self.sites, self.placed(known))
 
     def placed(self, sites: Sequence[Site]) -> list[Site]:
         """Return sites with the place where their bits are to be flipped."""

@@ -187,8 +187,8 @@ class BitFlips:
                 fault = f"{site.name}: its operand has other signs, or it is used as a float too"
             if fault:
                 raise RuntimeError(
-                    f"these layers do not compute with the drawn flips ({fault}): the sign of their latent weight is not "
-                    "the bit in every use. how='operand' flips the bits where they are made"
+                    f"these layers do not compute with the drawn flips ({fault}): the sign of their latent weight is "
+                    "not the bit in every use. how='operand' flips the bits where they are made"
                 )
         elif fault and site.where in ("layer", "latent"):
             return site._replace(where="made")
