@@ -5,7 +5,7 @@ import torch
 from by_hand import by_hand, flipped_weights
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.tuner import Tuner
-from networks import Project, equal_states, loader, small_net, state, trainer
+from networks import Project, SharpnessAware, equal_states, loader, small_net, state, trainer
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -149,23 +149,6 @@ class WithLBFGS(Plain):
 
 class ManualLBFGS(Closures):
     configure_optimizers = WithLBFGS.configure_optimizers
-
-
-class SharpnessAware(torch.optim.SGD):
-    """Steps from where the gradient is that of a point uphill (Foret et al. 2021)."""
-
-    @torch.no_grad()
-    def step(self, closure):
-        with torch.enable_grad():
-            loss = closure()
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        uphill = [0.05 * weight.grad.sign() for weight in weights]
-        torch._foreach_add_(weights, uphill)
-        with torch.enable_grad():
-            closure()
-        torch._foreach_sub_(weights, uphill)
-        super().step()
-        return loss
 
 
 class WithSharpnessAware(Plain):
