@@ -149,13 +149,8 @@ class Injection:
     def renew(self) -> None:
         """Take note of other parameters than before; what is no longer there is forgotten."""
         self.finder.renew()
-        now = dict(self.model.named_parameters(remove_duplicate=False))
-        positions = {id(weight): place for place, weight in enumerate(self.model.parameters())}
-        kept = [site for site in self.sites if site.name in now]
         known = known_sites(self.model, self._weights) if self.target != "activations" else []
-        sites = [site._replace(weight=now[site.name], position=positions[id(now[site.name])]) for site in kept]
-        new = [site for site in known if site.name not in {site.name for site in kept}]
-        self.sites = sorted([*sites, *self.placed(new)], key=lambda site: site.position)
+        self.sites = moved_sites(self.model, self.sites, self.placed(known))
 
     def placed(self, sites: Sequence[Site]) -> list[Site]:
         """Return sites with the place where their bits are to be flipped."""

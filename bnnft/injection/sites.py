@@ -183,6 +183,27 @@ def find_sites(model: nn.Module, weights: Weights | None = None) -> list[Site]:
     return sites
 
 
+def moved_sites(model: nn.Module, sites: Sequence[Site], known: Sequence[Site]) -> list[Site]:
+    """Return the sites of a model whose parameters are others than before, or have other names or places.
+
+    A site goes with its parameter. Where that is gone, another one under its name takes its place if the bits are
+    flipped where they are made, since nothing is flipped then that holds no bits.
+    """
+    now = dict(model.named_parameters(remove_duplicate=False))
+    weights = {id(weight): (place, weight) for place, weight in enumerate(model.parameters())}
+    names = {id(weight): name for name, weight in reversed(now.items())}  # the first of a tied one
+    kept = {id(site.weight): site for site in known}
+    for site in sites:
+        if id(site.weight) in weights:
+            name = site.name if now.get(site.name) is site.weight else names[id(site.weight)]
+            kept.setdefault(id(site.weight), site._replace(name=name))
+    for site in sites:
+        if id(site.weight) not in weights and site.where == "made" and site.name in now:
+            kept.setdefault(id(now[site.name]), site)
+    moved = [site._replace(position=weights[key][0], weight=weights[key][1]) for key, site in kept.items()]
+    return sorted(moved, key=lambda site: site.position)
+
+
 def state_of(site: Site) -> dict[str, Any]:
     """Return what a checkpoint needs of a site, in plain types."""
     fields = ("name", "known", "zero", "where", "layer", "fan_in", "like_latent")

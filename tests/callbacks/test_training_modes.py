@@ -2,18 +2,16 @@
 
 import pytest
 import torch
-from by_hand import flipped_weights
+from by_hand import by_hand, flipped_weights
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.tuner import Tuner
-from networks import Project, equal_states, loader, small_net, state, trainer
-from patterns import SignFunction
+from networks import Project, SharpnessAware, equal_states, loader, small_net, state, trainer
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from bnnft.ber import Independent
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
-from bnnft.nn import BinaryActivation
 
 RATE = 0.2
 
@@ -153,23 +151,6 @@ class ManualLBFGS(Closures):
     configure_optimizers = WithLBFGS.configure_optimizers
 
 
-class SharpnessAware(torch.optim.SGD):
-    """Steps from where the gradient is that of a point uphill (Foret et al. 2021)."""
-
-    @torch.no_grad()
-    def step(self, closure):
-        with torch.enable_grad():
-            loss = closure()
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        uphill = [0.05 * weight.grad.sign() for weight in weights]
-        torch._foreach_add_(weights, uphill)
-        with torch.enable_grad():
-            closure()
-        torch._foreach_sub_(weights, uphill)
-        super().step()
-        return loss
-
-
 class WithSharpnessAware(Plain):
     def configure_optimizers(self):
         return SharpnessAware(self.parameters(), lr=0.1)
@@ -200,8 +181,9 @@ MODULES += [WithSharpnessAware, ManualSharpnessAware, StepsByItself]
 @pytest.mark.parametrize("how", ["auto", "latent"])
 def test_any_training_step_gives_the_weights_of_flips_by_hand(tmp_path, kind, how):
     """In all evaluations of a batch, which see the same flips."""
-    reference = type("Reference", (ByHand, kind), {})()
-    ours = state(fit(tmp_path, kind(), [BitFlipTraining(RATE, how=how)]))
+    reference, callback = type("Reference", (ByHand, kind), {})(), BitFlipTraining(RATE, how=how)
+    ours = state(fit(tmp_path, kind(), [callback]))
+    assert {site.where for site in callback.training.injection.sites} == {"latent" if how == "latent" else "layer"}
     assert equal_states(ours, state(fit(tmp_path, reference)))
     assert not equal_states(ours, state(fit(tmp_path, kind())))
 
@@ -222,12 +204,10 @@ def test_averaged_weights_are_averages_of_clean_ones(tmp_path, averaging, first)
     assert equal_states(state(ours), state(reference))
 
 
-@pytest.mark.parametrize("how", ["latent", "operand"])
+@pytest.mark.parametrize("how", ["auto", "latent", "operand"])
 def test_compiled_modules_see_the_flips(tmp_path, how):
-    """Where flips go into operands, all layers are found by watching, and the first batch is clean."""
-    ours, reference = state(fit(tmp_path, Compiled(), [BitFlipTraining(RATE, how=how)])), ByHand()
-    reference.first = how == "operand"
-    expected = state(fit(tmp_path, reference))
+    ours = state(fit(tmp_path, Compiled(), [BitFlipTraining(RATE, how=how)]))
+    expected = state(fit(tmp_path, ByHand()))
     assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in ours.items())
 
 
@@ -254,6 +234,7 @@ def test_evaluation_alone_changes_nothing(tmp_path):
     before = state(module)
     for evaluate in (run.validate, run.test):
         assert evaluate(module, verbose=False)
+    assert run.callback_metrics["test/acc_ber_0p3"] != run.callback_metrics["test/acc_ber_0"]  # there were flips
     assert len(run.predict(module)) == 24
     assert equal_states(before, state(module))
 
@@ -261,7 +242,7 @@ def test_evaluation_alone_changes_nothing(tmp_path):
 @pytest.mark.filterwarnings("ignore:`weights_only` was not set")
 @pytest.mark.parametrize("tune", ["scale_batch_size", "lr_find"])
 def test_a_tuner_leaves_no_flip_and_no_draw_behind(tmp_path, tune):
-    """After it weights are as before, and the run has the flips of a run that was not tuned."""
+    """After it weights are as before, and the run has the flips of one without a tuner."""
     module, run = Loading(), trainer(tmp_path, all_callbacks())
     before = state(module)
     if tune == "lr_find":
@@ -271,10 +252,8 @@ def test_a_tuner_leaves_no_flip_and_no_draw_behind(tmp_path, tune):
         assert module.batch_size > 2
     assert equal_states(before, state(module))
     run.fit(module)
-    plain = Loading()
-    plain.batch_size = module.batch_size
-    trainer(tmp_path, [BitFlipTraining(RATE)]).fit(plain)
-    assert equal_states(state(module), state(plain))
+    data = loader(module.batch_size)
+    assert equal_states(state(module), state(by_hand(RATE, steps=2 * len(data), data=data)))
 
 
 def test_measuring_changes_nothing_of_the_training(tmp_path):
@@ -283,11 +262,19 @@ def test_measuring_changes_nothing_of_the_training(tmp_path):
     def train(callbacks):
         module = Project(nn.Sequential(nn.Dropout(0.1), *small_net()))
         torch.manual_seed(3)
-        trainer(tmp_path, callbacks).fit(module, loader(shuffle=True), loader())
-        return state(module)
+        run = trainer(tmp_path, callbacks)
+        run.fit(module, loader(shuffle=True), loader())
+        return state(module), run.callback_metrics
 
-    measured = [*all_callbacks()[:2], AccuracyOverBER([0], error_model=Independent(0.2), validation_maps=2)]
-    assert equal_states(train([BitFlipTraining(RATE)]), train(measured))
+    errors = Independent(0.2)
+    measuring = ToleranceMetrics(), AccuracyOverBER([0], error_model=errors, validation_maps=2)
+    (plain, _), (measured, metrics), (without, _) = (
+        train(callbacks) for callbacks in ([BitFlipTraining(RATE)], [BitFlipTraining(RATE), *measuring], [])
+    )
+    assert metrics["val/importance_cv/1"] > 0
+    assert 0 < metrics["val/acc_faulty"] < 1
+    assert equal_states(plain, measured)
+    assert not equal_states(plain, without)
 
 
 def test_a_trainer_of_the_other_package_takes_the_callbacks(tmp_path):
@@ -299,7 +286,7 @@ def test_a_trainer_of_the_other_package_takes_the_callbacks(tmp_path):
     run = trainer(tmp_path, all_callbacks(), other.Trainer)
     run.fit(module, loader(), loader())
     run.test(module, loader(), verbose=False)
-    assert equal_states(state(module), state(fit(tmp_path, Project(), [BitFlipTraining(RATE)])))
+    assert equal_states(state(module), state(by_hand(RATE)))
     assert "test/tolerable_ber" in run.callback_metrics
 
 
@@ -345,48 +332,8 @@ def test_flattened_weights_are_refused(tmp_path):
     with pytest.raises(RuntimeError, match=r"can't work under FSDP1.*FSDP2 \(ModelParallelStrategy\) work"):
         fit(tmp_path, Project(FullyShardedDataParallel(small_net())), [BitFlipTraining(RATE)])
     module = Project()
+    before = state(module)
     module.net[0].weight.ds_id = 0
     with pytest.raises(RuntimeError, match="can't work under DeepSpeed ZeRO-3"):
         fit(tmp_path, module, [BitFlipTraining(RATE)])
-
-
-class TwoNetworks(Plain):
-    """Each has an optimizer and a step of its own in every batch, and the second is not run before the first's step."""
-
-    automatic_optimization = False
-
-    def __init__(self):
-        super().__init__(nn.ModuleList(self.network() for _ in range(2)))
-
-    def network(self):
-        return nn.Sequential(SignFunction(12, 16), nn.BatchNorm1d(16), BinaryActivation(), nn.Linear(16, 3))
-
-    def configure_optimizers(self):
-        return [torch.optim.Adam(net.parameters()) for net in self.net]
-
-    def training_step(self, batch, batch_idx):
-        for net, optimizer in zip(self.net, self.optimizers(), strict=True):
-            optimizer.zero_grad()
-            self.manual_backward(nn.functional.cross_entropy(net(batch[0]), batch[1]))
-            optimizer.step()
-
-
-@pytest.mark.parametrize("how", ["latent", "operand"])
-def test_layers_that_run_after_the_first_step_are_found(tmp_path, how):
-    """Both networks, though weights of the first moved in between."""
-    callback = BitFlipTraining(RATE, how=how)
-    fit(tmp_path, TwoNetworks(), [callback])
-    assert [site.name for site in callback._sites] == ["net.0.0.weight", "net.1.0.weight"]
-
-
-class SkipsTheFirst(Plain):
-    def training_step(self, batch, batch_idx):
-        return None if self.trainer.global_step == 0 and batch_idx < 2 else super().training_step(batch, batch_idx)
-
-
-@pytest.mark.filterwarnings("ignore:.*returned.*None")
-def test_layers_are_found_in_the_first_batch_that_is_trained_on(tmp_path):
-    callback = BitFlipTraining(RATE)
-    net = nn.Sequential(SignFunction(12, 16), nn.BatchNorm1d(16), BinaryActivation(), nn.Linear(16, 3))
-    fit(tmp_path, SkipsTheFirst(net), [callback])
-    assert [site.name for site in callback._sites] == ["net.0.weight"]
+    assert equal_states(before, state(module))
