@@ -160,13 +160,16 @@ class LatentWeight:
             return f"{self.name}: its memory was replaced"
         if not check and self._version is not None and self._version == _version(part):
             return None
+        now = raw_values(part, state.flipped)
+        if not state.zeros.numel() and torch.equal(now, state.written):
+            return None
         self._state, lost = self._standing(part, state)
         if lost.numel():
             kept = {window: indices[torch.isin(indices, lost, invert=True)] for window, indices in self.windows.items()}
             self.windows.update(kept)
             return f"{self.name}: {lost.numel()} flipped bits were overwritten"
         largest = torch.iinfo(state.written.dtype).max  # all bits of a float but its sign
-        grown = (raw_values(part, state.flipped) & largest) - (state.written & largest)
+        grown = (now & largest) - (state.written & largest)
         if bool((grown > 0).any()) and bool((grown < 0).any()):
             return f"{self.name}: flipped bits were updated"
         return None
@@ -176,6 +179,8 @@ class LatentWeight:
         stands = (raw_values(values, state.flipped) ^ state.written) >= 0
         at_zeros = raw_values(values, state.zeros).view(values.dtype)
         small = (at_zeros == 0) | (at_zeros.signbit() == (self.zero == 1))
+        if bool(stands.all()) and bool(small.all()):
+            return state, state.flipped[:0]
         lost = torch.cat([state.flipped[~stands], state.zeros[~small]])
         return _State(state.flipped[stands], state.written[stands], state.zeros[small], state.values[small]), lost
 
