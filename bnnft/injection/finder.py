@@ -4,11 +4,12 @@ A float tensor of two values that is made of a parameter alone holds bits, if th
 is made of it. Its owner is the parameter whose elements it was made of. No class names, no counts of operations.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bnnft.injection.bits import Bits, Mark, Use, few_values
 from bnnft.injection.proof import Proof
 from bnnft.injection.sites import Site, Weights, binarized_weights, known_sites
 from bnnft.tracing.binary import TwoValues, differs_at_once, same_sides, sides_of, two_values
@@ -18,45 +19,9 @@ from bnnft.tracing.provenance import Provenance
 from bnnft.tracing.sharding import whole
 from bnnft.tracing.tracking import LINEAR_MAPS
 
+_LEVELS = 16  # values of a weight that is made of several bits, at most
 # operations whose weights have their neurons in rows
 _ROWS = ("linear", "conv", "bilinear", "multi_head_attention_forward", "lstm", "gru", "rnn")
-
-
-class Mark(NamedTuple):
-    """Where a tensor of two values is made: in which module, by which operation, in which shape, of what."""
-
-    module: str
-    operation: str
-    shape: tuple[int, ...]
-    owners: tuple[str, ...]
-
-
-class Bits(NamedTuple):
-    """A tensor of two values that was made of parameters.
-
-    Attributes:
-        symmetric: the values are -c and c.
-        feeds: the batch is combined with what is made of it; ``None`` as long as that is not known.
-        sides: int8, which of its two values each element has, of the last one that was watched.
-        elements: of parameters, which it stands for.
-    """
-
-    symmetric: bool
-    feeds: bool | None = None
-    sides: Tensor | None = None
-    elements: Elements | None = None
-
-
-class Use(NamedTuple):
-    """How the batch is combined with the bits of a parameter; of several the first one."""
-
-    layer: str
-    fan_in: int
-    scale: Tensor | None
-    stored: bool
-    like_latent: bool
-    zero: int
-    written: bool  # just before, as by code that binarizes a parameter in place
 
 
 class Finder(Provenance):
@@ -172,6 +137,10 @@ class Finder(Provenance):
             self.strangers[self.place, tuple(operand.shape)] = None
         return operand
 
+    def not_float(self, operand: Tensor) -> None:
+        """Take note of bits that are no floats, in which nothing is flipped."""
+        self.strangers[self.place, tuple(operand.shape)] = None
+
     def _stored(self, origin: Origin) -> str | None:
         """Return the site that an operand without marks was read from, if it holds the bits itself."""
         return next(iter(origin.parameters & self.stored), None) if len(origin.parameters) == 1 else None
@@ -181,8 +150,10 @@ class Finder(Provenance):
         if all(self.bits[mark].feeds is not None for mark in marks) and self.proof is None:
             return
         found = two_values(operand, one_is_enough=True)
-        if found is None and origin.floats and not _few_values(operand, 2 ** len(marks)):
+        if found is None and origin.floats and not few_values(operand, 2 ** len(marks)):
             self.floats |= origin.floats
+            if few_values(operand, _LEVELS):  # sums with bits of what other bits have left
+                self.strangers[self.place, tuple(operand.shape)] = None
             return
         feeding = [
             mark for mark in marks if found is not None and self._shows(operand, found, self.bits[mark])
@@ -208,7 +179,7 @@ class Finder(Provenance):
             return sides
         places = there.places(self.origins, operand.shape, operand.device)
         size = sum(parameter.numel() for parameter in self.origins.parameters.values())
-        whole = torch.zeros(size, dtype=torch.int8, device=operand.device)
+        whole = torch.zeros(size + 1, dtype=torch.int8, device=operand.device)  # the last of constants
         whole[elements.places(self.origins, sides.shape, sides.device).reshape(-1)] = sides.reshape(-1)
         return whole[places]
 
@@ -240,16 +211,6 @@ class Finder(Provenance):
             isinstance(v, Tensor) and v.shape == latent.shape for v in vars(self.origins.parameters[owner]).values()
         )
         return not hidden and bool((sides * there >= 0).all()), int(zeros[0]) if len(zeros) else 1
-
-
-def _few_values(operand: Tensor, most: int) -> bool:
-    """Return whether the lines of an operand hold so few values that it can be a sum of binary ones."""
-    lines = operand.detach().reshape(len(operand), -1)[:4]
-    for line in lines:
-        values = (line / line.abs().max().clamp(min=torch.finfo(line.dtype).tiny) * 1e3).round()
-        if values.numel() <= most or values.unique().numel() > most:
-            return False
-    return True
 
 
 def find_binarized_weights(

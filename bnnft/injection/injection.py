@@ -13,7 +13,7 @@ from bnnft.injection.latent import LatentFlips
 from bnnft.injection.layer import LayerFlips
 from bnnft.injection.operand import Drawn, OperandFlips
 from bnnft.injection.proof import Proof
-from bnnft.injection.sites import Site, Weights, known_sites
+from bnnft.injection.sites import Site, Weights, known_sites, moved_sites
 from bnnft.tracing.compiled import compiled_modules
 from bnnft.tracing.sharding import whole
 

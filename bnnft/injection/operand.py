@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnnft.injection.finder import Finder, Mark
+from bnnft.injection.bits import Mark
+from bnnft.injection.finder import Finder
 from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import Weights
 from bnnft.tracing.binary import TwoValues, differs_at_once, sides_of, two_values
@@ -165,7 +166,9 @@ class OperandFlips(Finder):
         parameter = self.origins.parameters[owner]
         if elements == Elements(owner) and bits.numel() == parameter.numel():
             return bits.reshape(parameter.shape)
-        whole = bits.new_ones(sum(each.numel() for each in self.origins.parameters.values()))
+        whole = bits.new_ones(
+            sum(each.numel() for each in self.origins.parameters.values()) + 1
+        )  # the last of constants
         whole[elements.places(self.origins, bits.shape, bits.device).reshape(-1)] = bits.reshape(-1)
         first = int(Elements(owner).places(self.origins, torch.Size([1]), bits.device))
         return whole[first : first + parameter.numel()].view(parameter.shape)

@@ -12,7 +12,8 @@ from bnnft.tracing.elements import Elements
 from bnnft.tracing.sharding import is_sharded, whole
 
 if TYPE_CHECKING:
-    from bnnft.injection.finder import Bits, Finder
+    from bnnft.injection.bits import Bits
+    from bnnft.injection.finder import Finder
     from bnnft.injection.operand import Drawn
 
 _ENOUGH = 100  # flips of a site that were seen

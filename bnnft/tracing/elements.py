@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bnnft.tracing.operations import REARRANGING, SAME_ORDER
+from bnnft.tracing.operations import JOINING, REARRANGING, SAME_ORDER
 
 if TYPE_CHECKING:
     from bnnft.tracing.origins import Origins
@@ -21,6 +21,13 @@ def storage_of(tensor: Tensor) -> int:
         return id(tensor)
 
 
+def covers(tensor: Tensor) -> bool:
+    """Return whether a tensor fills its memory."""
+    return (
+        tensor.layout == torch.strided and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Elements:
     """Which elements of a parameter a tensor's elements stand for.
@@ -28,7 +35,7 @@ class Elements:
     Attributes:
         name: the parameter; empty where there are several.
         start: flat index of the first element, where the others follow one after the other.
-        index: for each element its place among the elements of all parameters, where they do not.
+        index: for each element its place among the elements of all parameters, where they do not; -1 for a constant.
     """
 
     name: str
@@ -54,10 +61,10 @@ class Elements:
         """Return the names of the parameters."""
         if self.index is None:
             return [self.name]
-        low, high = self.index.min(), self.index.max()
-        found, first = [], 0
+        there, found, first = torch.unique(self.index), [], 0
         for name, parameter in origins.parameters.items():
-            if low < first + parameter.numel() and high >= first:
+            low, high = torch.searchsorted(there, torch.tensor([first, first + parameter.numel()]).to(there))
+            if high > low:
                 found.append(name)
             first += parameter.numel()
         return found
@@ -113,12 +120,15 @@ def elements_of(
     sources = [(tensor, known[id(tensor)]) for tensor in given if id(tensor) in known]
     if not sources:
         return _of_its_size(origins, result, names)
-    if operation in REARRANGING and companions is not None:
-        tensor, elements = sources[0]
+    tensor, elements = sources[0]
+    # what picks elements of something else by a parameter is made of it element by element
+    if operation in REARRANGING and companions is not None and (operation in JOINING or tensor is given[0]):
         if len(sources) == 1 and elements.index is None and _consecutive(operation, tensor, result):
             return Elements(elements.name, elements.start + _distance(tensor, result))
         moved = companions()
-        return Elements("", 0, moved[number]) if len(moved) > number and moved[number].shape == result.shape else None
+        if len(moved) > number and moved[number].dtype == torch.int64 and moved[number].shape == result.shape:
+            return Elements("", 0, moved[number])
+        return None
     same = [(tensor, found) for tensor, found in sources if tensor.shape == result.shape]
     if same:
         first = same[0][1]

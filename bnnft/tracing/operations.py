@@ -12,9 +12,12 @@ REARRANGING = {"t", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "
 REARRANGING |= {"view", "reshape", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "contiguous", "clone"}
 REARRANGING |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select", "getitem", "iter"}
 REARRANGING |= {"hsplit", "vsplit", "dsplit", "diagonal", "as_strided", "detach", "alias", "expand", "roll", "flip"}
-REARRANGING |= {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "tile", "repeat", "rot90"}
+REARRANGING |= {"tile", "repeat", "rot90"}
 REARRANGING |= {"index_select", "gather", "take", "repeat_interleave", "broadcast_to", "unfold", "requires_grad"}
 REARRANGING |= {"view_as", "reshape_as", "expand_as"}
+# those of them that put several tensors together
+JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack", "row_stack"}
+REARRANGING |= JOINING
 # those of them that keep the order of the elements
 SAME_ORDER = {"view", "reshape", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "contiguous", "clone", "get"}
 SAME_ORDER |= {"detach", "alias", "requires_grad", "view_as", "reshape_as"}
@@ -24,11 +27,16 @@ FORMS = {"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "ran
 FORMS |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}
 # operations that give a tensor the form of another one
 GIVES_FORM = {"type_as", "view_as", "expand_as", "reshape_as"}
-# how operations begin that draw random numbers, and that bring in data
-UNSURE = (
-    *("rand", "normal", "bernoulli", "multinomial", "poisson", "uniform", "exponential"),
-    *("tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "new_tensor"),
-)
+# how operations begin that draw random numbers
+DRAWING = ("rand", "normal", "bernoulli", "multinomial", "poisson", "uniform", "exponential")
+# operations that bring in data
+BRINGING = {"tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "new_tensor"}
+_LITERAL = 64  # elements
+
+
+def is_literal(result: Any) -> bool:
+    """Return whether data that is brought in is as small as what is written in the code of a model."""
+    return isinstance(result, Tensor) and result.numel() <= _LITERAL
 
 
 def writes(name: str) -> bool:

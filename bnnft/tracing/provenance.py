@@ -10,12 +10,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bnnft.tracing.arguments import replaced, tensors_in, unwrapped
-from bnnft.tracing.elements import Elements, elements_of, spreads, storage_of
+from bnnft.tracing.arguments import replaced, tensors_in, unwrapped, write_over
+from bnnft.tracing.elements import Elements, covers, elements_of, spreads, storage_of
 from bnnft.tracing.mode import ModuleMode
-from bnnft.tracing.operations import FORMS, GIVES_FORM, REARRANGING, UNSURE, backward_of, writes
+from bnnft.tracing.operations import (
+    BRINGING,
+    DRAWING,
+    FORMS,
+    GIVES_FORM,
+    JOINING,
+    REARRANGING,
+    backward_of,
+    is_literal,
+    writes,
+)
 from bnnft.tracing.origins import CONSTANT, MAYBE, Origin, Origins, merged
 from bnnft.tracing.tracking import LINEAR_MAPS
+
+_SMALL = (torch.bool, torch.int8, torch.uint8)  # types of numbers in which bits may be kept
 
 
 class _Step(NamedTuple):
@@ -60,6 +72,9 @@ class Provenance(ModuleMode):
     def read(self, parameter: str, values: Tensor, operation: str) -> Tensor:
         """Return what to use in place of a parameter (or a view of it) that an operation reads."""
         return values
+
+    def not_float(self, operand: Tensor) -> None:
+        """Look at a mask or small integers, made of parameters, that an operation combines with the batch."""
 
     def entered(self) -> None:
         """Take note of parameters, constants and buffers."""
@@ -116,19 +131,22 @@ class Provenance(ModuleMode):
         return _Step(operation, given, origins, of_batch, out or (given[:1] if writes(name) else []))
 
     def _settled(self, operation: str, given: list[Tensor], origins: list[Origin | None]) -> list[Origin | None]:
-        """Take what may be of the batch for a constant where a parameter has its shape, and else for the batch."""
-        if not any(origin is not None and origin.unsure for origin in origins):
-            return origins
+        """Decide about what may be of the batch, where it meets what is made of parameters.
+
+        It is a constant if it has the shape of these, as random numbers that they are compared with, and if it is one
+        number.
+        """
         shapes = [t.shape for t, origin in zip(given, origins, strict=True) if origin is not None and origin.parameters]
         if not shapes and all(origin is not None for origin in origins):
             return origins
-        is_map = operation.startswith(LINEAR_MAPS)
-        return [
-            origin
-            if origin is None or not origin.unsure
-            else (CONSTANT if not is_map and any(spreads(tensor.shape, shape) for shape in shapes) else None)
-            for tensor, origin in zip(given, origins, strict=True)
-        ]
+        is_map, settled = operation.startswith(LINEAR_MAPS), []
+        for tensor, origin in zip(given, origins, strict=True):
+            if origin is None and shapes and tensor.dim() == 0:
+                origin = CONSTANT
+            elif origin is not None and origin.unsure:
+                origin = CONSTANT if not is_map and any(spreads(tensor.shape, shape) for shape in shapes) else None
+            settled.append(origin)
+        return settled
 
     def _unsure(self, result: Any) -> None:
         """Take note of what was made of nothing, if it could be combined with a parameter element by element."""
@@ -141,12 +159,16 @@ class Provenance(ModuleMode):
         changes = {}
         for number, (tensor, origin) in enumerate(zip(step.given, step.origins, strict=True)):
             written = any(tensor is target for target in step.targets)
-            if origin is None or written or step.operation in FORMS or not tensor.is_floating_point():
+            if origin is None or written or step.operation in FORMS:
+                continue
+            if not tensor.is_floating_point():
+                if step.of_batch and origin.parameters and tensor.dim() > 1 and tensor.dtype in _SMALL:
+                    self.not_float(tensor)
                 continue
             now, owner = tensor, self.origins.owner(tensor)
             if owner is not None and step.operation not in REARRANGING:
                 now = self.read(owner, tensor, step.operation)
-            is_used = step.of_batch or (origin.marks and step.operation.startswith(LINEAR_MAPS))
+            is_used = step.of_batch or ((origin.marks or owner) and step.operation.startswith(LINEAR_MAPS))
             if is_used and (origin.marks or tensor.dim() > 1):
                 now = self.used(now, step.operation, number == 0, origin)
             if now is not tensor:
@@ -160,7 +182,7 @@ class Provenance(ModuleMode):
             self.origins.written.add(owner)
             return
         others = [number for number, tensor in enumerate(given) if tensor is not target]
-        is_new = (operation == "copy" or len(others) == len(given)) and _covers(target)
+        is_new = (operation == "copy" or len(others) == len(given)) and covers(target)
         if is_new:  # whatever it was before
             given, origins = [given[n] for n in others], [origins[n] for n in others]
         elif len(others) == len(given):
@@ -169,7 +191,7 @@ class Provenance(ModuleMode):
             self.origins.forget(target)
             return
         origin = merged(origins)
-        if operation.startswith(UNSURE) and not origin.parameters:
+        if operation.startswith(DRAWING) and not origin.parameters:
             origin = MAYBE
         found = None if is_new else self.origins.elements(target)
         found = found or elements_of(self.origins, operation, given, target, origin.parameters)
@@ -179,18 +201,18 @@ class Provenance(ModuleMode):
         self.origins.view(target, found)
         if found is not None and not origin.marks:
             now, mark = self.made(target, operation, found)
-            _write_over(target, now)
+            write_over(target, now)
             if mark is not None:
                 self.origins.change(target, Origin(origin.parameters, frozenset(), frozenset([mark])))
 
     def _results(self, step: _Step, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         """Take note of what was made of parameters and constants alone, and let a subclass change it."""
         operation, given = step.operation, step.given
-        if operation.startswith(UNSURE) and not given:
+        if not given and (operation.startswith(DRAWING) or (operation in BRINGING and not is_literal(out))):
             self._unsure(out)
             return out
         origin, changes = CONSTANT if operation in FORMS else merged(step.origins), {}
-        companions = partial(self._rearranged, func, given, args, kwargs)
+        companions = partial(self._rearranged, step, func, args, kwargs)
         for number, result in enumerate(tensors_in((out,))):
             tensor = unwrapped(result)
             if any(tensor is other for other in given):
@@ -210,33 +232,20 @@ class Provenance(ModuleMode):
                 continue
             now, mark = self.made(tensor, operation, found)
             if tensor is not result:  # nothing can be put in the place of a wrapped tensor
-                now = _write_over(tensor, now)
+                now = write_over(tensor, now)
             elif now is not tensor:
                 changes[id(tensor)] = now
             if mark is not None:
                 self.origins.keep(now, Origin(origin.parameters, frozenset(), frozenset([mark])), found)
         return replaced(out, changes) if changes else out
 
-    def _rearranged(self, func: Any, given: list[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
+    def _rearranged(self, step: _Step, func: Any, args: Any, kwargs: Any) -> list[Tensor]:
         """Return what a rearranging operation makes of the places of the elements, a tensor for each result."""
-        places = {
-            id(tensor): elements.places(self.origins, tensor.shape, tensor.device)
-            for tensor in given
-            if tensor.is_floating_point() and (elements := self.origins.elements(tensor)) is not None
-        }
+        joins, places = step.operation in JOINING, {}
+        for number, tensor in enumerate(step.given):
+            elements = self.origins.elements(tensor)
+            if elements is not None and (joins or number == 0):
+                places[id(tensor)] = elements.places(self.origins, tensor.shape, tensor.device)
+            elif joins:
+                places[id(tensor)] = torch.full_like(tensor, -1, dtype=torch.int64)
         return list(tensors_in((func(*replaced(args, places), **replaced(kwargs, places)),)))
-
-
-def _write_over(target: Tensor, values: Tensor) -> Tensor:
-    """Write values into a tensor behind autograd's back, so that its gradient passes as if they were its own."""
-    if values is not target:
-        with torch.no_grad():
-            target.copy_(values)
-    return target
-
-
-def _covers(tensor: Tensor) -> bool:
-    """Return whether a tensor fills its memory."""
-    return (
-        tensor.layout == torch.strided and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-    )
