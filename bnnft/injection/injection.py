@@ -94,7 +94,6 @@ class Injection:
         """Take the sites that the model was seen to compute with, but for some.
 
         Raises:
-            ValueError: there are none.
             RuntimeError: flips of latents are asked for, and the signs of one are not its bits.
         """
         before = {site.name: site for site in self.sites}
