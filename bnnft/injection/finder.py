@@ -107,7 +107,8 @@ class Finder(Provenance):
             return result, None
         mark = Mark(self.place, operation, tuple(result.shape), tuple(elements.owners(self.origins)))
         known = self.bits.get(mark)
-        if known is not None and known.symmetric and known.feeds is not None and self.proof is None:
+        settled = known is not None and known.symmetric and known.feeds is not None and known.sides is None
+        if settled and self.proof is None:
             return self.flipped(result, elements, mark, TwoValues(torch.zeros(()), result, True)), mark
         found = two_values(result, one_is_enough=True)
         if found is None:
@@ -147,7 +148,8 @@ class Finder(Provenance):
 
     def _use_of_bits(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> None:
         marks = [mark for mark in origin.marks if mark in self.bits]
-        if all(self.bits[mark].feeds is not None for mark in marks) and self.proof is None:
+        settled = all(self.bits[mark].feeds is not None and self.bits[mark].sides is None for mark in marks)
+        if settled and self.proof is None:
             return
         found = two_values(operand, one_is_enough=True)
         if found is None and origin.floats and not few_values(operand, 2 ** len(marks)):

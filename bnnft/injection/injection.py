@@ -117,6 +117,7 @@ class Injection:
         Raises:
             RuntimeError: a layer did not compute with the drawn flips, and there is nowhere else to flip its bits.
         """
+        self.finder.settle()
         if self.finder.proof is None:
             return False
         self.finder.proof = None
