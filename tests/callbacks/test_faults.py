@@ -241,7 +241,7 @@ def test_a_write_in_between_that_turns_signs_is_an_error(tmp_path, replaced):
             weight.neg_()
 
     module = Writes(write)
-    said = "its memory was replaced" if replaced else "turned bits were overwritten"
+    said = "its memory was replaced" if replaced else "flipped bits were overwritten"
     with pytest.raises(RuntimeError, match=rf"net\.3\.weight: .*{said}.*Update weights outside"):
         trainer(tmp_path, [BitFlipTraining(0.3)]).fit(module, loader())
 
