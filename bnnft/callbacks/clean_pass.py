@@ -30,7 +30,9 @@ class CleanPass:
         """Add the gradient of the clean pass to that of the first one."""
         self.running = True
         several = len(inspect.signature(module.training_step).parameters) > 1
-        with unlogged(trainer, module), unchanged(module):
+        # statistics are of all that the network is trained on; what the step keeps is of the batch, which is one
+        norms = [part for part in module.modules() if hasattr(part, "running_mean")]
+        with unlogged(trainer, module), unchanged(module, skip=norms):
             result: Any = trainer.strategy.training_step(self._batch, *[self._batch_idx][:several])
             loss = result["loss"] if isinstance(result, dict) else result
             # with the hooks of a backward pass, which halve it
