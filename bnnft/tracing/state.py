@@ -129,8 +129,8 @@ def _restore_of(thing: Any) -> _Restore | None:
         return _restore_sequence(thing)
     if isinstance(thing, set):
         return _restore_set(thing)
-    if isinstance(thing, np.ndarray):
-        return _restore_array(thing)
+    if isinstance(thing, np.ndarray) and thing.flags.writeable:
+        return _restore_by(thing.copy(), lambda values: thing.__setitem__(..., values))
     if isinstance(thing, torch.Generator):
         return _restore_by(thing.get_state().clone(), thing.set_state)
     if isinstance(thing, random.Random):
@@ -202,17 +202,6 @@ def _restore_set(thing: set[Any]) -> _Restore:
     def restore() -> bool:
         thing.intersection_update(before)
         thing.update(before)
-        return True
-
-    return restore
-
-
-def _restore_array(array: Any) -> _Restore | None:
-    before = array.copy()
-
-    def restore() -> bool:
-        if array.flags.writeable:
-            array[...] = before
         return True
 
     return restore
