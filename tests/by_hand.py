@@ -41,11 +41,8 @@ def by_hand(errors, module=None, steps=12, gradient="straight_through", seed=0, 
             if gradient == "exact":
                 module.get_parameter(name).grad.view(-1)[indices] *= -1
         multiply(module, flips)
-        if gradient == "average":  # of the second pass the gradient stays, and nothing else
-            buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        if gradient == "average":
             (share * nn.functional.cross_entropy(module(x), y)).backward()
-            for buffer, before in buffers:
-                buffer.copy_(before)
         optimizer.step()
     return module
 

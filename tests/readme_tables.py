@@ -74,7 +74,7 @@ def verdict(structure, how):
 
 
 def table(title, names):
-    rows = [f"| {title} | found, exact in every use | with `how=\"latent\"` |", "|---|---|---|"]
+    rows = [f'| {title} | found, exact in every use | with `how="latent"` |', "|---|---|---|"]
     for name, text in names.items():
         structure = STRUCTURES[name]
         rows.append(f"| {text} | {verdict(structure, 'auto')} | {verdict(structure, 'latent')} |")

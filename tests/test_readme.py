@@ -9,7 +9,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("title", "names"), [("how the layer makes its bits", LAYERS), ("the network", NETWORKS)], ids=["layers", "networks"]
+    ("title", "names"),
+    [("how the layer makes its bits", LAYERS), ("the network", NETWORKS)],
+    ids=["layers", "networks"],
 )
 def test_tables_of_what_is_found_and_flipped_are_as_measured(title, names):
     rows = table(title, names)

@@ -36,8 +36,8 @@ class BitFlipTraining(Callback):
         error_model: a bit error rate in [0, 1] for independent flips, or an error model of :mod:`bnnft.ber`.
         gradient: of a flipped bit: ``"straight_through"``, at no cost, or ``"exact"``, see :func:`bnnft.flipped`; or
             ``"average"``: of each batch a pass with flips (straight-through) and one without are averaged, as in
-            RandBET, at twice the forwards and backwards. Of the second pass the gradient stays and nothing else: no
-            statistics of batch norms, no counters, no logs.
+            RandBET, at twice the forwards and backwards. Batch norms and hooks of a backward see both passes; nothing
+            else of the second one stays but its gradient: no counters, no lists, no logs.
         seed: of the random bits, >= 0.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`; all that are found
             if ``None``.
@@ -171,7 +171,9 @@ class BitFlipTraining(Callback):
         self._batch.cancel()
         self._in_second = True
         several = len(inspect.signature(pl_module.training_step).parameters) > 1
-        with unlogged(trainer, pl_module), unchanged(pl_module):
+        # statistics are of all that the network is trained on; what the step keeps is of the batch, which is one
+        norms = [part for part in pl_module.modules() if hasattr(part, "running_mean")]
+        with unlogged(trainer, pl_module), unchanged(pl_module, skip=norms):
             result: Any = trainer.strategy.training_step(*self._second[: 1 + several])
             loss = result["loss"] if isinstance(result, dict) else result
             # with the hooks of a backward pass, which halve it

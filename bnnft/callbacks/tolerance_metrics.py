@@ -1,8 +1,7 @@
 """Measure margins and importance of neurons while Lightning evaluates."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import update_wrapper
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -17,6 +16,7 @@ from bnnft.metrics import ClassMargin, Histogram, ImportanceVariance, Margin
 from bnnft.metrics.found import named_blocks
 from bnnft.metrics.layers import checked_metrics
 from bnnft.metrics.meter import Meter
+from bnnft.tracing.one_call import OneCall
 
 
 class ToleranceMetrics(Callback):
@@ -25,8 +25,8 @@ class ToleranceMetrics(Callback):
     Each metric is measured for each layer that offers what its ``update`` asks for and is logged as
     ``val/margin/<layer>``, ``val/importance_cv/<layer>`` and so on, histograms to the loggers that show them.
     Which batch norm and neurons belong to a layer is found by following tensors through the batches.
-    Outputs, gradients, batch-norm statistics, random streams and what the module keeps stay as they are; what can't be
-    measured is left out, with a warning.
+    Outputs, gradients, statistics, random streams and what the module keeps stay as they are; what can't be measured is
+    left out, with a warning.
 
     Args:
         metrics: metrics of :mod:`bnnft.metrics` or your own, of different classes; ``Margin``, ``ImportanceVariance``
@@ -34,15 +34,15 @@ class ToleranceMetrics(Callback):
         loss: ``loss(module, batch)`` for the importance, one value a sample or the batch's mean; without it the
             loss is what the module's ``training_step`` returns.
         importance: measure importance, for which the loss of each batch is computed once more.
-        importance_batches: measure importance on so many batches only; on all if ``None``.
+        importance_batches: on so many batches only; on all if ``None``.
         chains: for layers whose neuron outputs are not found, or wrongly: ``{layer: [norm, activation]}`` by
             qualified module names, ``norm`` may be ``None``.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         name: put before the names of all metrics, ``val/<name>_margin/<layer>``, so that several callbacks log apart.
 
     Raises:
-        ValueError: an argument is out of range; at the start of a run, ``chains`` or ``weights`` match nothing, or
-            another callback logs under the same names.
+        ValueError: an argument is out of range; at the start, ``chains`` or ``weights`` match nothing, or another
+            callback logs under the same names.
 
     Source: arXiv 2102.01344.
 
@@ -73,20 +73,14 @@ class ToleranceMetrics(Callback):
         self.loss, self.weights, self.chains, self.name = loss, weights, dict(chains or {}), name
         self.importance_batches = importance_batches if importance else 0
         self._meter: Meter | None = None
-        self._step: _WatchedStep | None = None
+        self._step: OneCall | None = None
         self._batches = 0
         self._said: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that this callback logs under names of its own."""
         self._said = set()
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        others = [each for each in callbacks if isinstance(each, ToleranceMetrics) and each is not self]
-        names = {type(metric) for other in others if other.name == self.name for metric in other.metrics}
-        if not names.isdisjoint(map(type, self.metrics)):
-            raise ValueError(
-                f"two ToleranceMetrics log under the same names: give one a name=, got {self.name!r} twice"
-            )
+        _check_names(self, trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to measure, but for the sanity check."""
@@ -147,7 +141,7 @@ class ToleranceMetrics(Callback):
 
     def _watch(self, pl_module: LightningModule, name: str) -> None:
         if self._meter is not None:
-            self._step = _WatchedStep(pl_module, name, self._meter)
+            self._step = OneCall(pl_module, name, self._meter.watch)
 
     def _take_in(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         if self._meter is None:
@@ -168,60 +162,55 @@ class ToleranceMetrics(Callback):
         meter, self._meter = self._meter, None
         if meter is None:
             return
-        numbers: dict[str, Any] = {}
-        histograms: dict[str, Histogram] = {}
-        neurons: dict[str, dict[str, Tensor]] = {}
-        results, prefix = meter.results(), "" if self.name is None else f"{self.name}_"
-        names = short_names(list(results))
-        for layer, values in results.items():
-            for key, value in values.items():
-                if isinstance(value, Histogram):
-                    histograms[f"{stage}/{prefix}{key}/{names[layer]}"] = value
-                elif not isinstance(value, Tensor) or value.numel() == 1:
-                    numbers[f"{stage}/{prefix}{key}/{names[layer]}"] = value
-                else:
-                    neurons.setdefault(f"{prefix}{key}", {})[names[layer]] = value
+        numbers, histograms, neurons = _sorted(meter.results(), stage, "" if self.name is None else f"{self.name}_")
         log_merged(pl_module, numbers)
         if trainer.is_global_zero:
             log_histograms(trainer, histograms)
             if stage == "test":  # in each epoch it would be too much to look at
                 log_neurons(trainer, stage, neurons)
-        surrogates = [name for name, layer in meter.layers.items() if "surrogate" in layer.estimator]
-        about = f"importance by gradient is a surrogate before the last hidden layer: {', '.join(surrogates)}"
-        if surrogates and about not in self._said:
-            self._said.add(about)
-            rank_zero_info(f"ToleranceMetrics: {about}")
-        for remark in meter.remarks():
+        for remark, say in _remarks(meter):
             if remark not in self._said:
                 self._said.add(remark)
-                rank_zero_warn(f"ToleranceMetrics {remark}")
+                say(f"ToleranceMetrics {remark}")
 
 
-class _WatchedStep:
-    """Takes the place of a step of a module until it is called once: what other callbacks run is not to be measured."""
+def _check_names(callback: ToleranceMetrics, trainer: Trainer) -> None:
+    """Raise ValueError if another callback of the trainer logs under the same names."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    others = [each for each in callbacks if isinstance(each, ToleranceMetrics) and each is not callback]
+    kinds = {type(metric) for other in others if other.name == callback.name for metric in other.metrics}
+    if not kinds.isdisjoint(map(type, callback.metrics)):
+        raise ValueError(
+            f"two ToleranceMetrics log under the same names: give one a name=, got {callback.name!r} twice"
+        )
 
-    def __init__(self, module: LightningModule, name: str, meter: Meter) -> None:
-        self._module, self._name, self._meter = module, name, meter
-        self._own = vars(module).get(name)  # of most modules the step is a method of their class
-        self._run = getattr(module, name)
-        self._done = False
-        update_wrapper(self, self._run, updated=())
-        vars(module)[name] = self
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.remove()
-        with self._meter.watch():
-            return self._run(*args, **kwargs)
+def _remarks(meter: Meter) -> Iterator[tuple[str, Callable[[str], Any]]]:
+    """Yield what there is to say of what was measured, and how to say it."""
+    surrogates = [name for name, layer in meter.layers.items() if "surrogate" in layer.estimator]
+    if surrogates:
+        yield f"measures a surrogate of importance, the gradient, of {', '.join(surrogates)}", rank_zero_info
+    for remark in meter.remarks():
+        yield remark, rank_zero_warn
 
-    def remove(self) -> None:
-        """Put back what was there, as soon as nobody else has taken its place too."""
-        self._done = True
-        attributes: Any = vars(self._module)
-        while isinstance(step := attributes.get(self._name), _WatchedStep) and step._done:
-            if step._own is None:
-                del attributes[self._name]
+
+def _sorted(
+    results: Mapping[str, Mapping[str, Any]], stage: str, prefix: str
+) -> tuple[dict[str, Any], dict[str, Histogram], dict[str, dict[str, Tensor]]]:
+    """Return numbers and histograms by their names in the log, and values of single neurons by metric and layer."""
+    numbers: dict[str, Any] = {}
+    histograms: dict[str, Histogram] = {}
+    neurons: dict[str, dict[str, Tensor]] = {}
+    names = short_names(list(results))
+    for layer, values in results.items():
+        for key, value in values.items():
+            if isinstance(value, Histogram):
+                histograms[f"{stage}/{prefix}{key}/{names[layer]}"] = value
+            elif not isinstance(value, Tensor) or value.numel() == 1:
+                numbers[f"{stage}/{prefix}{key}/{names[layer]}"] = value
             else:
-                attributes[self._name] = step._own
+                neurons.setdefault(f"{prefix}{key}", {})[names[layer]] = value
+    return numbers, histograms, neurons
 
 
 def _training_loss(module: LightningModule, batch: Any) -> Tensor:

@@ -2,30 +2,22 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from bnnft.injection.finder import Finder
 from bnnft.injection.sites import Weights, binarized_weights
 from bnnft.metrics.agreement import agree
 from bnnft.metrics.class_margin import ClassMargin
-from bnnft.metrics.found import alone, binarized, could_be_binarized
+from bnnft.metrics.found import LayerFinder
 from bnnft.metrics.importance import Importance, measured_importance
 from bnnft.metrics.importance_variance import ImportanceVariance
 from bnnft.metrics.layers import Layer, checked_metrics, computed, streams, update
 from bnnft.metrics.margin import Margin
-from bnnft.tracing.blocks import Block, Observation, find_blocks
+from bnnft.tracing.blocks import Block, Observation
 from bnnft.tracing.neurons import Seen, watch
-from bnnft.tracing.trace import Trace
-
-
-class _Watched(NamedTuple):
-    seen: Seen
-    finder: Finder | None
-    trace: Trace | None
 
 
 class Meter:
@@ -72,40 +64,35 @@ class Meter:
         self.layers: dict[str, Layer] = {}
         self.left_out: dict[str, str] = {}
         self.moved: list[str] = []
-        self._model, self._weights = model, weights
+        self._model = model
         self._metrics = checked_metrics([Margin(), ImportanceVariance(), ClassMargin()] if metrics is None else metrics)
-        self._named = {block.layer: block for block in blocks}
-        self._ran: set[str] = set()  # modules that ran while they were traced
-        self._kinds: set[type] = set()  # classes of binarized layers
-        self._awake = True  # trace the next batch
+        self._finder = LayerFinder(model, weights, blocks, self._leave_out)
         self._losses = 0  # batches with a loss
-        self._stack = ExitStack()  # what watches a batch
-        self._watched: _Watched | None = None
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Measure what the model computes inside of the context: one batch, in one or more forwards."""
-        self.open()
-        try:
+        with ExitStack() as stack:
+            seen, traced = Seen(), None
+            with self._guarded("all layers"):
+                traced = self._finder.trace(stack)
+                seen = stack.enter_context(watch(self._model, self._finder.blocks()))
             yield
-        except BaseException:
-            self.close(take_in=False)
-            raise
-        self.close()
-
-    def open(self) -> None:
-        """Start to watch a batch, where a context is of no use; :meth:`close` must follow whatever happens."""
-        with self._guarded("all layers"):
-            self._watched = self._start()
-
-    def close(self, take_in: bool = True) -> None:
-        """Stop watching, and take in what was seen unless the batch was cut."""
-        watched, self._watched = self._watched, None
         # what is computed here is nothing of the model, for another meter that may be open around this one
         with self._guarded("all layers"), torch._C.DisableTorchFunction():
-            self._stack.close()
-            if watched is not None and take_in:
-                self._finish(watched)
+            seen.check()
+            observations: dict[str, Observation] = dict(seen)
+            for name, (weights, block, first) in self._finder.learn(*traced).items() if traced is not None else ():
+                self.layers[name] = Layer.of(block, weights.fan_in, weights.scale, self._metrics)
+                observations.setdefault(name, first)
+            self._take_in(observations)
+
+    def _take_in(self, observations: Mapping[str, Observation]) -> None:
+        for name, layer in self.layers.items():
+            for values in streams(layer, observations[name], self.left_out) if name in observations else ():
+                for metric in layer.others:
+                    with self._guarded(f"{type(metric).__name__} of {name}"):
+                        update(metric, values)
 
     def importance(self, loss: Callable[[], Tensor]) -> None:
         """Measure importance on one batch.
@@ -145,66 +132,6 @@ class Meter:
     def remarks(self) -> list[str]:
         """Return in sentences what was left out and why, and what to know of the rest."""
         return list(_remarks(self))
-
-    def _start(self) -> _Watched:
-        stack = self._stack
-        finder = trace = None
-        named = [block for name, block in self._named.items() if name not in self.layers]
-        unseen = [name for name in could_be_binarized(self._model) if name not in self._ran]
-        # a layer that has not run yet is traced when it does, if it is of a class that is binarized elsewhere
-        if self._awake or any(type(self._model.get_submodule(name)) in self._kinds for name in unseen):
-            finder = stack.enter_context(Finder(self._model, self._weights))
-            trace = stack.enter_context(Trace(self._model))
-        else:
-            for name in unseen:
-                hook = self._model.get_submodule(name).register_forward_pre_hook(self._wake)
-                stack.callback(hook.remove)
-        known = [layer.block for layer in self.layers.values()]
-        return _Watched(stack.enter_context(watch(self._model, [*known, *named])), finder, trace)
-
-    def _wake(self, module: nn.Module, args: Any) -> None:
-        """Trace the next batch, since a module runs that has not run before."""
-        self._awake = True
-
-    def _finish(self, watched: _Watched) -> None:
-        """Take in what a batch showed."""
-        seen, finder, trace = watched
-        seen.check()
-        observations: dict[str, Observation] = dict(seen)
-        if trace is not None and finder is not None:
-            if trace.error is not None:
-                raise RuntimeError(f"the forward could not be traced: {trace.error}") from trace.error
-            self._awake = False
-            self._ran |= {call.module for call in trace.calls}
-            observations = self._learn(trace, finder) | observations
-        for name, layer in self.layers.items():
-            for values in streams(layer, observations[name], self.left_out) if name in observations else ():
-                for metric in layer.others:
-                    with self._guarded(f"{type(metric).__name__} of {name}"):
-                        update(metric, values)
-
-    def _learn(self, trace: Trace, finder: Finder) -> dict[str, Observation]:
-        """Take new layers from a traced batch; return what was observed of them."""
-        weights = binarized(finder)
-        names = [weight.layer for weight in weights]
-        found = find_blocks(trace, names)
-        for weight in weights:
-            name = weight.layer
-            if names.count(name) > 1:
-                self._leave_out("margins and importance", name, "it computes with several binarized weights")
-            elif name not in found and weight.used:
-                self._leave_out("margins and importance", name, "it does not run as a module")
-            elif name in found and name not in self.layers:
-                block = found[name][0] if name not in self._named else alone(self._named[name], trace)
-                self._kinds.add(type(self._model.get_submodule(name)))
-                self.layers[name] = Layer.of(block, weight.fan_in, weight.scale, self._metrics)
-                if block.reason:
-                    self._leave_out("margins" if block.has_outputs else "margins and importance", name, block.reason)
-        for name in self._named.keys() - set(names):
-            self._leave_out("margins and importance", name, "it is no binarized layer that runs")
-        if not weights:
-            self._leave_out("all metrics", type(self._model).__name__, "it computes with no binarized weights")
-        return {name: observation for name, (_, observation) in found.items() if name not in self._named}
 
     def _leave_out(self, what: str, name: str, reason: str) -> None:
         self.left_out.setdefault(f"{what} of {name}", reason)

@@ -3,7 +3,7 @@
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import length_hint
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -25,7 +25,7 @@ _Restore = Callable[[], bool]
 
 
 @contextmanager
-def unchanged(module: nn.Module) -> Iterator[list[str]]:
+def unchanged(module: nn.Module, skip: Iterable[nn.Module] = ()) -> Iterator[list[str]]:
     """Put back whatever runs inside of the context changes in a module, and the streams of random numbers.
 
     That is parameters, buffers, and what the module and its parts keep as attributes: numbers, tensors, arrays, lists,
@@ -35,6 +35,7 @@ def unchanged(module: nn.Module) -> Iterator[list[str]]:
 
     Args:
         module: that is to run.
+        skip: parts of it whose buffers are to change.
 
     Yields:
         A list that is filled at the end with the names of what has moved and can't be put back: iterators and files.
@@ -52,6 +53,8 @@ def unchanged(module: nn.Module) -> Iterator[list[str]]:
     if exchanges_parameters(module):  # what is a parameter now may have no memory later
         kept.leave([vars(part)["_parameters"] for part in module.modules()])
         kept.leave([*module.parameters()])
+    for part in skip:
+        kept.leave([vars(part)["_buffers"], *part.buffers(recurse=False)])
     kept.look(module, "", 0)
     streams = _streams()
     try:
@@ -126,8 +129,8 @@ def _restore_of(thing: Any) -> _Restore | None:
         return _restore_sequence(thing)
     if isinstance(thing, set):
         return _restore_set(thing)
-    if isinstance(thing, np.ndarray):
-        return _restore_array(thing)
+    if isinstance(thing, np.ndarray) and thing.flags.writeable:
+        return _restore_by(thing.copy(), lambda values: thing.__setitem__(..., values))
     if isinstance(thing, torch.Generator):
         return _restore_by(thing.get_state().clone(), thing.set_state)
     if isinstance(thing, random.Random):
@@ -199,17 +202,6 @@ def _restore_set(thing: set[Any]) -> _Restore:
     def restore() -> bool:
         thing.intersection_update(before)
         thing.update(before)
-        return True
-
-    return restore
-
-
-def _restore_array(array: Any) -> _Restore | None:
-    before = array.copy()
-
-    def restore() -> bool:
-        if array.flags.writeable:
-            array[...] = before
         return True
 
     return restore

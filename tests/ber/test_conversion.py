@@ -25,7 +25,9 @@ def test_a_number_stands_for_independent_flips(value):
     assert as_error_model(value) == Independent(value)
 
 
-@pytest.mark.parametrize("value", [Look(), Look, Independent, "0.1", None, [0.1], {"rate": 0.1}], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [Look(), Look, Independent, "0.1", None, [0.1], {"rate": 0.1}], ids=lambda v: type(v).__name__
+)
 def test_anything_else_is_refused_with_what_to_subclass(value):
     with pytest.raises(TypeError, match=r"got .*; errors of another kind .* subclass of bnnft.ber.ErrorModel"):
         as_error_model(value)

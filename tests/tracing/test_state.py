@@ -212,3 +212,13 @@ def test_scripted_modules_are_put_back_too():
     with unchanged(model):
         model(torch.randn(4, 3))
     assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+
+
+def test_buffers_of_skipped_parts_change():
+    model = make()
+    model.register_buffer("steps", torch.zeros(()))
+    with unchanged(model, skip=[model[1]]):
+        model(torch.randn(4, 3))
+        model.steps += 1
+    assert (model[1].num_batches_tracked, model.steps) == (1, 0)
+    assert model[1].running_mean.any()
