@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "foreign")]
+sys.path.append(str(Path(__file__).parent / "foreign"))
 
 import torch
 from structures import STRUCTURES
