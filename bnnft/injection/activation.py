@@ -94,7 +94,7 @@ class ActivationFlips:
     def __enter__(self) -> Self:
         if not self._names:
             return self
-        self._stack.enter_context(uncompiled(self._model))
+        self._stack.enter_context(uncompiled())
         start = sum(1 for _ in self._model.parameters())
         for position, (name, module) in enumerate(self._model.named_modules(), start=start):
             if name in self._names:

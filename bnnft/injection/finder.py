@@ -64,7 +64,7 @@ class Finder(Provenance):
             if site is not None and use is not None:
                 where = "stored" if use.stored and not site.known else site.where
                 zero = site.zero if site.known else use.zero
-                like = use.like_latent and name not in self.floats
+                like = (site.known or use.like_latent) and name not in self.floats
                 site = site._replace(where=where, zero=zero, layer=use.layer, fan_in=use.fan_in, like_latent=like)
                 site = site._replace(scale=use.scale)
             if site is not None:
@@ -201,10 +201,13 @@ class Finder(Provenance):
             scale = None if bool((half == 1).all()) else half.clone()
         self.uses[owner] = Use(self.place, fan_in, scale, stored, like, zero, owner in self.origins.written)
 
+    def signs(self, owner: str) -> Tensor:
+        """Return the signs of a parameter, int8, as its bits are to be if they are like them."""
+        return whole(self.origins.parameters[owner]).sign().to(torch.int8)
+
     def _compared_with_latent(self, owner: str, operand: Tensor, found: TwoValues | None) -> tuple[bool, int]:
         """Return whether an operand has the signs of its latent weight, and what is made of a latent of 0."""
-        latent = whole(self.origins.parameters[owner])
-        signs = latent.sign().to(torch.int8)
+        latent, signs = whole(self.origins.parameters[owner]), self.signs(owner)
         if found is None or (there := self.at(operand, signs, Elements(owner))) is None:
             return False, 1
         sides = sides_of(operand, found)

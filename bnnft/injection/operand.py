@@ -140,6 +140,13 @@ class OperandFlips(Finder):
             operand = self._turned_gradient(operand, origin)
         return operand
 
+    def signs(self, owner: str) -> Tensor:
+        """Return the signs of a parameter with its flips."""
+        signs = super().signs(owner).contiguous()
+        if (flips := self._last.get(owner)) is not None:
+            signs.view(-1)[flips] *= -1
+        return signs
+
     def _first_use(self, operand: Tensor, found: set[str]) -> Tensor:
         """Flip bits in an operand whose parameter was not known when they were made."""
         assert self.draw is not None

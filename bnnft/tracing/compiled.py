@@ -1,6 +1,9 @@
 """Which parts of a model are compiled, and how to run them uncompiled for a while."""
 
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,12 +30,54 @@ def compiled_modules(model: nn.Module) -> set[str]:
 
 def _is_compiled(module: nn.Module) -> bool:
     compiled = getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
-    return compiled or any(hasattr(value, "_torchdynamo_orig_callable") for value in vars(module).values())
+    functions = (value for value in vars(module).values() if not isinstance(value, nn.Module))
+    return compiled or any(hasattr(function, "_torchdynamo_orig_callable") for function in functions)
 
 
-def uncompiled(model: nn.Module) -> AbstractContextManager[None]:
-    """Run the compiled parts of a model as they were written; a model without any is left alone."""
-    if not compiled_modules(model):
-        return nullcontext()  # how torch compiles is a matter of the whole process: other threads may care
-    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
-    return stance
+class _Eager:
+    """Holds the compiler off while anybody asks for it: how torch compiles is a matter of the whole process.
+
+    Without a lock, which an interrupt could leave closed.
+    """
+
+    def __init__(self) -> None:
+        self._asking: set[object] = set()
+        self._stance: Any = None
+
+    def ask(self, who: object) -> None:
+        self._asking.add(who)
+        self._settle()
+
+    def leave(self, who: object) -> None:
+        """Take a request back, also one that an interrupt has cut short."""
+        self._asking.discard(who)
+        self._settle()
+
+    def _settle(self) -> None:
+        while bool(self._asking) != (self._stance is not None):  # others may ask in between
+            if self._asking:
+                self._stance = torch.compiler.set_stance("force_eager")
+                self._stance.__enter__()
+            else:
+                self._stance.__exit__(None, None, None)
+                self._stance = None
+
+
+_EAGER = _Eager()
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run what is compiled as it was written, as long as this lasts in any thread.
+
+    The compiler can't see into modes that watch operations, and fails where one is active.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield  # nothing is compiled; to import it takes seconds
+        return
+    who = object()
+    try:
+        _EAGER.ask(who)
+        yield
+    finally:
+        _EAGER.leave(who)

@@ -1,22 +1,46 @@
 """A torch function mode that is active wherever a model's modules run."""
 
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from bnnft.tracing.compiled import uncompiled
+
+
+class _Hook:
+    """A hook of a module. A copy of the module, or what is unpickled of it, has one that only takes itself away.
+
+    Args:
+        action: what it does in the module itself.
+    """
+
+    def __init__(self, action: Callable[[], None] | None = None) -> None:
+        self._action = action
+
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        if self._action is not None:
+            self._action()
+            return
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook is self]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, ()
 
 
 class ModuleMode(TorchFunctionMode):
     """Is active around the code in its context, and by hooks in the forwards of a model's modules in every thread.
 
     A subclass implements ``__torch_function__`` and runs what has a backward inside by :meth:`again`, so that it is
-    active in what activation checkpointing recomputes. Compiled modules run uncompiled inside.
+    active in what activation checkpointing recomputes. What is compiled runs as it was written.
 
     Args:
         model: any module. Scripted modules in it are left alone.
@@ -25,7 +49,6 @@ class ModuleMode(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._names: dict[int, str] = {}  # of modules, by their identities
         self._thread = threading.local()
         self._stack = ExitStack()
 
@@ -36,15 +59,16 @@ class ModuleMode(TorchFunctionMode):
         """Do what a subclass does after the last operation."""
 
     def __enter__(self) -> Self:
-        modules = [pair for pair in self.model.named_modules() if not isinstance(pair[1], torch.jit.ScriptModule)]
-        self._names = {id(module): name for name, module in modules}
         with torch._C.DisableTorchFunction():  # our own operations are nobody's business
             self.entered()
-        # not in the modules: a copy of the model that is made now must not carry them
-        self._stack.callback(register_module_forward_pre_hook(self._enter_module).remove)
-        # always: an error in a forward must leave neither its name nor the mode behind
-        self._stack.callback(register_module_forward_hook(self._leave_module, always_call=True).remove)
-        self._stack.enter_context(uncompiled(self.model))
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # nobody sees what it does
+            enter, leave = _Hook(partial(self._enter_module, name)), _Hook(partial(self._leave_module, name))
+            self._stack.callback(module.register_forward_pre_hook(enter).remove)
+            # always: an error in a forward must leave neither its name nor the mode behind
+            self._stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        self._stack.enter_context(uncompiled())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -76,17 +100,14 @@ class ModuleMode(TorchFunctionMode):
         within: list[tuple[str, bool]] = self._thread.__dict__.setdefault("within", [])
         return within
 
-    def _enter_module(self, module: nn.Module, args: Any) -> None:
-        name = self._names.get(id(module))
-        if name is None:
-            return
+    def _enter_module(self, name: str) -> None:
         entered = self not in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         self._within.append((name, entered))
         if entered:
             super().__enter__()  # type: ignore[no-untyped-call]
 
-    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._within and self._names.get(id(module)) == self.place and self._within.pop()[1]:
+    def _leave_module(self, name: str) -> None:
+        if self.place == name and self._within and self._within.pop()[1]:  # not if another hook has failed before ours
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def again(self, function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -86,8 +86,6 @@ class Provenance(ModuleMode):
         """Forget all tensors."""
         self.origins.clear()
 
-    # --- operations ---------------------------------------------------------------------------------------------
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for kind in types:
