@@ -88,7 +88,7 @@ class LatentWeight:
     def clean(self, values: Tensor) -> None:
         """Take all flips that are open out of a copy of the weight, also in the middle of a change."""
         values = local_part(values, self._clean.zeros)[0]
-        state, _ = self._standing(values, self._actual(values))
+        state, _ = _standing(values, self._actual(values), self.zero)
         _put(values, state.zeros, state.values)
         flip_signs(values, state.flipped)
 
@@ -110,8 +110,9 @@ class LatentWeight:
         if old.zeros.numel():
             back = torch.isin(old.zeros, new.zeros, invert=True)
             _put(part, old.zeros[back], old.values[back])
-        if new.zeros.numel():
-            _put(part, new.zeros, self._stand_in(part).expand_as(new.values))
+        if self.zero is not None and new.zeros.numel():
+            small = _stand_in(part, self.zero).view(new.values.dtype)
+            _put(part, new.zeros, small.expand_as(new.values))
         flip_signs(part, self._step.changed)
         self._state, self._step, self._version = new, None, _version(part)
         return fault
@@ -163,7 +164,7 @@ class LatentWeight:
         now = raw_values(part, state.flipped)
         if not state.zeros.numel() and torch.equal(now, state.written):
             return None
-        self._state, lost = self._standing(part, state)
+        self._state, lost = _standing(part, state, self.zero)
         if lost.numel():
             kept = {window: indices[torch.isin(indices, lost, invert=True)] for window, indices in self.windows.items()}
             self.windows.update(kept)
@@ -174,22 +175,23 @@ class LatentWeight:
             return f"{self.name}: flipped bits were updated"
         return None
 
-    def _standing(self, values: Tensor, state: _State) -> tuple[_State, Tensor]:
-        """Return the part of a state that still stands in the weight, or in a copy of it, and the other indices."""
-        stands = (raw_values(values, state.flipped) ^ state.written) >= 0
-        at_zeros = raw_values(values, state.zeros).view(values.dtype)
-        small = (at_zeros == 0) | (at_zeros.signbit() == (self.zero == 1))
-        if bool(stands.all()) and bool(small.all()):
-            return state, state.flipped[:0]
-        lost = torch.cat([state.flipped[~stands], state.zeros[~small]])
-        return _State(state.flipped[stands], state.written[stands], state.zeros[small], state.values[small]), lost
 
-    def _stand_in(self, part: Tensor) -> Tensor:
-        """Return the raw value that reads as the opposite of a zero."""
-        assert self.zero is not None
-        largest = part.detach().abs().max()
-        largest = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-        return (-self.zero * 4 * torch.finfo(part.dtype).eps * largest).to(part.dtype).view(self._clean.values.dtype)
+def _standing(values: Tensor, state: _State, zero: int | None) -> tuple[_State, Tensor]:
+    """Return the part of a state that still stands in the weight, or in a copy of it, and the other indices."""
+    stands = (raw_values(values, state.flipped) ^ state.written) >= 0
+    at_zeros = raw_values(values, state.zeros).view(values.dtype)
+    small = (at_zeros == 0) | (at_zeros.signbit() == (zero == 1))
+    if bool(stands.all()) and bool(small.all()):
+        return state, state.flipped[:0]
+    lost = torch.cat([state.flipped[~stands], state.zeros[~small]])
+    return _State(state.flipped[stands], state.written[stands], state.zeros[small], state.values[small]), lost
+
+
+def _stand_in(part: Tensor, zero: int) -> Tensor:
+    """Return the value that reads as the opposite of a zero."""
+    largest = part.detach().abs().max()
+    largest = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    return (-zero * 4 * torch.finfo(part.dtype).eps * largest).to(part.dtype)
 
 
 def _odd(indices: Sequence[Tensor]) -> Tensor:
