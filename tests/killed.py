@@ -1,4 +1,4 @@
-"""Train with shuffled data: ``python killed.py LAYER FOLDER [STEP]``; killed in the middle of this step, or resumed."""
+"""Train with shuffled data: ``python killed.py LAYER FOLDER RATE [STEP]``; killed in this step, or resumed."""
 
 import os
 import signal
@@ -37,11 +37,11 @@ def network(layer, seed):
     return nn.Sequential(kind(12, 16), nn.BatchNorm1d(16), BinaryActivation(), kind(16, 8), nn.Linear(8, 3))
 
 
-def main(layer, folder, step=-1):
+def main(layer, folder, rate, step=-1):
     data = small_data()
     loader = DataLoader(data, batch_size=8, sampler=ShuffledByEpoch(len(data), seed=5))
     checkpoint = ModelCheckpoint(folder, save_last=True)
-    callbacks = [BitFlipTraining(0.2, how="auto"), ToleranceMetrics(), checkpoint, Kill(int(step))]
+    callbacks = [BitFlipTraining(float(rate)), ToleranceMetrics(), checkpoint, Kill(int(step))]
     last = Path(folder, "last.ckpt")
     module = Project(network(layer, 9 if last.exists() else 0))  # what a resumed run starts with does not matter
     run = trainer(folder, callbacks, max_epochs=3, enable_checkpointing=True)

@@ -1,17 +1,20 @@
 """Whatever breaks, and whenever: weights are what the optimizer last wrote, and nothing that was written is lost."""
 
+import copy
 import os
 import resource
 import signal
 
 import pytest
 import torch
-from by_hand import by_hand, equal_weights
+from by_hand import by_hand, drawn, equal_weights
 from commands import run_script
+from leftovers import assert_nothing_left
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from networks import Project, equal_states, loader, trainer
+from networks import Project, equal_states, loader, state, trainer
+from operands import Operands, changed
 
 from bnnft.ber import Independent
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
@@ -29,16 +32,23 @@ def test_a_run_killed_in_the_middle_of_a_batch_goes_on_bit_equal(tmp_path, layer
     Fails if the number of draws, or for layers of others where the flips go, is not in the checkpoint.
     """
 
-    def go(folder, *more):
-        folder.mkdir(exist_ok=True)
-        return run_script("killed.py", layer, folder, *more).returncode
+    def go(name, rate, *more):
+        (tmp_path / name).mkdir(exist_ok=True)
+        return run_script("killed.py", layer, tmp_path / name, rate, *more).returncode
 
-    assert go(tmp_path / "whole") == 0
-    assert go(tmp_path / "cut", "15") == -signal.SIGKILL
+    assert go("whole", "0.2") == go("without", "0") == 0
+    assert go("cut", "0.2", "15") == -signal.SIGKILL
     assert not (tmp_path / "cut" / "weights.pt").exists()
-    assert go(tmp_path / "cut") == 0
-    whole, resumed = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "cut"))
+    assert go("cut", "0.2") == 0
+    names = ("whole", "cut", "without")
+    whole, resumed, without = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in names)
     assert equal_states(whole, resumed)
+    assert not equal_states(whole, without)
+
+
+def is_flipped(module):
+    """Return whether the first layer would compute with other bits than those of its weight."""
+    return not torch.equal(module.net[0].bits(), torch.copysign(torch.ones(()), module.net[0].weight))
 
 
 class Stumble(Callback):
@@ -48,9 +58,10 @@ class Stumble(Callback):
         self.calls, self.error, self.at = 0, error, at
         setattr(self, hook, self._raise)
 
-    def _raise(self, *args, **kwargs):
+    def _raise(self, trainer, module, *args, **kwargs):
         self.calls += 1
         if self.calls == self.at:
+            self.flipped = is_flipped(module)
             raise self.error
 
 
@@ -60,13 +71,17 @@ HOOKS = ["on_train_batch_start", "on_before_backward", "on_after_backward", "on_
 @pytest.mark.parametrize("hook", [*HOOKS, "on_before_zero_grad", "on_train_batch_end"])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("error", [ValueError("stumbled"), KeyboardInterrupt()])
-def test_an_error_in_any_hook_leaves_clean_weights(tmp_path, hook, first, error):
-    callbacks = [Stumble(hook, error), BitFlipTraining(0.3)]
-    module = Project()
-    with pytest.raises((ValueError, SystemExit, KeyboardInterrupt)):
-        trainer(tmp_path, callbacks if first else callbacks[::-1]).fit(module, loader())
+@pytest.mark.parametrize("how", ["auto", "latent"])
+def test_an_error_in_any_hook_leaves_clean_weights(tmp_path, hook, first, error, how):
+    stumble, training, module = Stumble(hook, error), BitFlipTraining(0.3, how=how), Project()
+    with pytest.raises((ValueError, SystemExit)) as caught:
+        trainer(tmp_path, [stumble, training] if first else [training, stumble]).fit(module, loader())
+    assert error in (caught.value, caught.value.__context__)  # Lightning makes an exit of an interrupt
+    if how == "auto":
+        assert stumble.flipped == {"on_train_batch_start": not first, "on_train_batch_end": first}.get(hook, True)
     steps = 3 if hook == "on_train_batch_end" else 2
     assert equal_weights(module, after(steps))
+    assert_nothing_left(module)
 
 
 class Breaking(Project):
@@ -84,12 +99,17 @@ class Breaking(Project):
         return loss
 
 
+every_how = pytest.mark.parametrize("how", ["auto", "operand", "latent"])
+
+
+@every_how
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_an_error_in_forward_or_backward_leaves_clean_weights(tmp_path, where):
+def test_an_error_in_forward_or_backward_leaves_clean_weights(tmp_path, where, how):
     module = Breaking(where)
-    with pytest.raises((RuntimeError, IndexError)):
-        trainer(tmp_path, [BitFlipTraining(0.3)]).fit(module, loader())
+    with pytest.raises((RuntimeError, IndexError), match=r"forward broke|index 100 is out of bounds"):
+        trainer(tmp_path, [BitFlipTraining(0.3, how=how)]).fit(module, loader())
     assert equal_weights(module, after(2))
+    assert_nothing_left(module)
 
 
 class BreaksInStep(Project):
@@ -111,37 +131,41 @@ class BreaksInStep(Project):
         return optimizer
 
 
-def test_an_error_in_the_optimizer_leaves_clean_weights(tmp_path):
+@every_how
+def test_an_error_in_the_optimizer_leaves_clean_weights(tmp_path, how):
     module = BreaksInStep()
     with pytest.raises(OSError, match="the optimizer broke"):
-        trainer(tmp_path, [BitFlipTraining(0.3)]).fit(module, loader())
+        trainer(tmp_path, [BitFlipTraining(0.3, how=how)]).fit(module, loader())
     assert equal_weights(module, after(2))
+    assert_nothing_left(module)
 
 
 class BreaksInValidation(Project):
-    """Raises at a forward in the middle of the measuring: some run under flips."""
+    """Raises at a forward of the measuring, counted among those that run with flips, or among the others."""
 
-    def __init__(self, at, error):
+    def __init__(self, flipped, at, error):
         super().__init__()
-        self.at, self.error, self.forwards = at, error, 0
+        self.flipped, self.at, self.error, self.forwards = flipped, at, error, 0
 
     def forward(self, x):
-        if not self.training and not torch.is_grad_enabled():
+        if not self.training and not torch.is_grad_enabled() and is_flipped(self) == self.flipped:
             self.forwards += 1
             if self.forwards == self.at:
                 raise self.error
         return super().forward(x)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("flipped", "at"), [(False, 1), (False, 4), (True, 1), (True, 2), (True, 6)])
 @pytest.mark.parametrize("error", [ValueError("broke"), KeyboardInterrupt()])
-def test_an_error_in_validation_leaves_clean_weights(tmp_path, at, error):
-    module = BreaksInValidation(at, error)
+def test_an_error_in_validation_leaves_clean_weights(tmp_path, flipped, at, error):
+    module = BreaksInValidation(flipped, at, error)
     curve = AccuracyOverBER([0, 0.1], error_model=Independent(0.4), validation_maps=3)
     run = trainer(tmp_path, [BitFlipTraining(0.3), curve], max_epochs=1, num_sanity_val_steps=0)
-    with pytest.raises((ValueError, SystemExit, KeyboardInterrupt)):
+    with pytest.raises((ValueError, SystemExit)) as caught:
         run.fit(module, loader(), loader())
+    assert error in (caught.value, caught.value.__context__)
     assert equal_weights(module, after(6))
+    assert_nothing_left(module)
 
 
 class Terminated(Project):
@@ -182,30 +206,30 @@ def test_a_full_disk_loses_neither_weights_nor_the_checkpoint_before(tmp_path):
     assert torch.equal(kept["net.0.weight"], after(6).net[0].weight)
 
 
+@every_how
 @pytest.mark.parametrize("odd", [torch.nan, -torch.nan, torch.inf, -torch.inf, -0.0])
-def test_odd_floats_are_turned_and_come_back_bit_for_bit(tmp_path, odd):
+def test_odd_floats_have_flips_and_stay_what_they_are_bit_for_bit(tmp_path, odd, how):
     """They have a sign bit, which is the stored bit. A learning rate of 0 leaves infinities what they are."""
-    module = Project(lr=0.0)
+    module, data = Project(lr=0.0), loader()
     with torch.no_grad():
         module.net[3].weight[::2, ::3] = odd
     before = module.net[3].weight.detach().clone()
-    seen = []
 
-    class Sees(Callback):
-        def on_before_zero_grad(self, trainer, pl_module, optimizer):
-            seen.append(pl_module.net[3].weight.detach().signbit())
-
+    class OnlyFlips(Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             for weight in pl_module.parameters():
                 weight.grad = None  # nothing but the flips is to write to the weights
 
-    trainer(tmp_path, [BitFlipTraining(0.5), Sees()]).fit(module, loader())
+    with Operands() as operands:
+        trainer(tmp_path, [BitFlipTraining(0.5, how=how), OnlyFlips()]).fit(module, data)
     assert torch.equal(module.net[3].weight.view(torch.int32), before.view(torch.int32))
-    assert all(0.3 < (signs != before.signbit()).float().mean() < 0.7 for signs in seen)
+    for step, (_, bits, _) in enumerate(operands.steps(3)):
+        wrong = changed(before.signbit(), bits.signbit())
+        assert torch.equal(wrong, drawn(module, 0.5, step)["net.3.weight"])
 
 
 class Writes(Project):
-    """Writes to a binarized weight while its bits are turned."""
+    """Writes to a binarized weight in the middle of a batch."""
 
     def __init__(self, write):
         super().__init__()
@@ -219,31 +243,44 @@ class Writes(Project):
         return loss
 
 
-def test_a_write_in_between_that_keeps_signs_stays(tmp_path):
+class Looks(Callback):
+    """Keeps what the optimizer is given at last."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen = pl_module.net[3].weight.detach().clone()
+
+
+@every_how
+def test_a_write_in_between_that_keeps_signs_stays(tmp_path, how):
     """A clamp, as some layers do in their forward: magnitudes are as written, signs as before."""
-    module = Writes(lambda weight: weight.clamp_(-0.01, 0.01))
-
-    class Looks(Callback):
-        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            self.seen = pl_module.net[3].weight.detach().clone()
-
-    looks = Looks()
-    trainer(tmp_path, [BitFlipTraining(0.3), looks], limit_train_batches=3, max_epochs=1).fit(module, loader())
+    module, looks = Writes(lambda weight: weight.clamp_(-0.01, 0.01)), Looks()
+    callbacks = [BitFlipTraining(0.3, how=how), looks]
+    trainer(tmp_path, callbacks, limit_train_batches=3, max_epochs=1).fit(module, loader())
     assert torch.equal(looks.seen, after(2).net[3].weight.clamp(-0.01, 0.01))
 
 
-@pytest.mark.parametrize("replaced", [True, False])
-def test_a_write_in_between_that_turns_signs_is_an_error(tmp_path, replaced):
-    def write(weight):
-        if replaced:
-            weight.data = -weight.data
-        else:
-            weight.neg_()
+def replaced(weight):
+    weight.data = -weight.data
 
+
+WRITES = {"in place": lambda weight: weight.neg_(), "replaced": replaced}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("how", ["auto", "operand"])
+def test_a_write_in_between_that_changes_signs_stays_where_bits_are_flipped_as_they_are_made(tmp_path, write, how):
+    module, looks = Writes(write), Looks()
+    callbacks = [BitFlipTraining(0.3, how=how), looks]
+    trainer(tmp_path, callbacks, limit_train_batches=3, max_epochs=1).fit(module, loader())
+    assert torch.equal(looks.seen, -after(2).net[3].weight)
+
+
+@pytest.mark.parametrize(("write", "said"), [(WRITES["in place"], "overwritten"), (replaced, "replaced")])
+def test_a_write_in_between_that_changes_signs_is_an_error_in_flipped_latents(tmp_path, write, said):
     module = Writes(write)
-    said = "its memory was replaced" if replaced else "flipped bits were overwritten"
-    with pytest.raises(RuntimeError, match=rf"net\.3\.weight: .*{said}.*Update weights outside"):
-        trainer(tmp_path, [BitFlipTraining(0.3)]).fit(module, loader())
+    with pytest.raises(RuntimeError, match=rf"net\.3\.weight.*{said}"):
+        trainer(tmp_path, [BitFlipTraining(0.3, how="latent")]).fit(module, loader())
+    assert_nothing_left(module)
 
 
 MEASURING = ["on_validation_batch_start", "on_validation_batch_end", "on_validation_epoch_end", "on_validation_start"]
@@ -252,7 +289,7 @@ MEASURING = ["on_validation_batch_start", "on_validation_batch_end", "on_validat
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("hook", MEASURING)
 def test_an_error_of_another_callback_in_validation_leaves_nothing_behind(tmp_path, hook, first):
-    """No hook, no mode: the next run of the same module is that of a new one."""
+    """No hook, no mode: the next run of the same module is that of a new one with its weights."""
     module = Project()
     measuring = [BitFlipTraining(0.3), ToleranceMetrics(), AccuracyOverBER([0], error_model=Independent(0.4))]
     stumble = Stumble(hook, ValueError("failed"), at=2)
@@ -260,5 +297,7 @@ def test_an_error_of_another_callback_in_validation_leaves_nothing_behind(tmp_pa
     with pytest.raises(ValueError, match="failed"):
         trainer(tmp_path, callbacks, num_sanity_val_steps=0).fit(module, loader(), loader())
     assert equal_weights(module, after(6 if "batch" in hook else 12))
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
-    assert not torch.overrides._get_current_function_mode_stack()
+    assert_nothing_left(module)
+    again = copy.deepcopy(module.train())
+    trainer(tmp_path, [BitFlipTraining(0.3)]).fit(module, loader())
+    assert equal_states(state(module), state(by_hand(0.3, again)))
