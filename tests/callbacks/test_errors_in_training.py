@@ -131,7 +131,7 @@ def test_the_first_batch_with_flips_is_proven_whenever_a_schedule_has_it_come(tm
     names, steps = ["net.0.weight"], Steps({5: 1.0})
     callback, ours = BitFlipTraining(0.3, weights=names, how="latent", schedule=steps), module()
     if layer is Centred:
-        with pytest.raises(RuntimeError, match=r"drawn flips \(net\.0\.weight: \d+ of \d+ drawn bits missed"):
+        with pytest.raises(RuntimeError, match=r"drawn flips \(net\.0\.weight: its operand has other signs"):
             fit(tmp_path, [callback], ours)
     else:
         fit(tmp_path, [callback], ours)
@@ -374,6 +374,7 @@ def test_an_error_leaves_neither_flips_nor_hooks_behind(tmp_path, fails_in, grad
     assert_nothing_left(module)
 
     module = Failing()
+    calls.clear()
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path, [BitFlipTraining(0.2, gradient=gradient, target="both")], module)
     assert_nothing_left(module)
