@@ -80,13 +80,13 @@ def flipped(
             return drawn
         return lambda bits: flips.setdefault(name, drawn(bits))
 
-    def found(name: str) -> Drawn:
-        (site,) = (site for site in injection.finder.sites() if site.name == name)
-        return noted(name, draw_site(site, error_model, key))
+    def found(name: str) -> Drawn | None:
+        site = next((site for site in injection.finder.sites() if site.name == name), None)  # or not selected
+        return None if site is None else noted(name, draw_site(site, error_model, key))
 
     drawn = {name: noted(name, each) for name, each in draw_flips(injection.sites, error_model, key).items()}
-    watch = how != "latent" and target != "activations" and not compiled_modules(model)
-    injection.finder.draw = found if watch else None
+    watch = target != "activations" and not compiled_modules(model)
+    injection.finder.draw = found if watch and how != "latent" else None
     stack = ExitStack()
     try:
         stack.enter_context(injection.under(drawn, error_model, key, watch=watch))
@@ -96,5 +96,7 @@ def flipped(
         stack.close()
         raise
     injection.conclude()
+    if how == "latent" and injection.finder.uses:
+        injection.learn()
     if not drawn and not flips and target != "activations":
         raise no_sites(model)

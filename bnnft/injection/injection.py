@@ -1,8 +1,9 @@
 """The stored bits of a model: where they are, where each is flipped, and what of that is proven."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,10 @@ def draw_site(site: Site, error_model: ErrorModel, key: Key) -> Drawn:
 def is_none(flips: Drawn) -> bool:
     """Return whether no bit is flipped."""
     return isinstance(flips, Tensor) and flips.numel() == 0
+
+
+# whose flips a model runs with now
+_OPEN: MutableMapping[nn.Module, list["Injection"]] = WeakKeyDictionary()
 
 
 class Injection:
@@ -146,6 +151,20 @@ class Injection:
                 )
             self.sites[number] = site._replace(where="made")
 
+    def _leave(self, contexts: Sequence[Any]) -> None:
+        """Leave contexts, entered or not; each leaves nothing behind when it is asked again."""
+        _OPEN[self.model] = [other for other in _OPEN.get(self.model, []) if other is not self]
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.push(context)
+
+    def _overlaps(self) -> bool:
+        """Return whether others flip bits of the model now; what they flip is no fault of theirs or ours."""
+        others = _OPEN.get(self.model, [])
+        for other in others:
+            other.finder.proof = None
+        return bool(others)
+
     def renew(self) -> None:
         """Take note of other parameters than before; what is no longer there is forgotten."""
         self.finder.renew()
@@ -201,29 +220,23 @@ class Injection:
             first = self.finder.first_names()
             self.finder.flips = {first[site.name]: here[site.name] for site in made}
             self.finder.stored = frozenset(first[site.name] for site in made if site.where == "stored")
-            self.finder.proof = self.proof if self.is_due(flips) else None
+            self.finder.proof = self.proof if self.is_due(flips) and not self._overlaps() else None
             if self.finder.proof is not None:
                 self.proof.expect(self.sites, flips, first)
             self.finder.elsewhere = frozenset(first[site.name] for site in self.sites) - set(self.finder.flips)
             self.finder.constants = lent.places
             contexts.append(self.finder)
         try:
+            _OPEN.setdefault(self.model, []).append(self)
             try:
                 for context in contexts:
                     context.__enter__()
                 yield
             finally:
-                _leave(contexts)
+                self._leave(contexts)
         except BaseException:
-            _leave(contexts)  # again: an interrupt may have come in between
+            self._leave(contexts)  # again: an interrupt may have come in between
             raise
-
-
-def _leave(contexts: Sequence[Any]) -> None:
-    """Leave contexts, entered or not; each leaves nothing behind when it is asked again."""
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.push(context)
 
 
 def _no_latent(fault: str) -> RuntimeError:

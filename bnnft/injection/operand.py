@@ -92,15 +92,16 @@ class OperandFlips(Finder):
         super().__init__(model, weights, biases)
         self.flips: Mapping[str, Drawn] = {}
         self.elsewhere: frozenset[str] = frozenset()
-        self.draw: Callable[[str], Drawn] | None = None
+        self.draw: Callable[[str], Drawn | None] | None = None
         self._exact = exact
         self._last: dict[str, Tensor] = {}  # flips that were made last
         self._reached: set[str] = set()  # whose gradients change sign
+        self._found_in: dict[str, int] = {}  # the forward in which a parameter was found, by its number
         self._hidden: dict[str, Any] = {}  # hooks on those that were used without a graph
 
     def flipped(self, result: Tensor, elements: Elements, mark: Mark, found: TwoValues) -> Tensor:
         """Exchange the two values of what was just made at the drawn bits."""
-        owners = [owner for owner in mark.owners if owner in self.flips and owner not in self.stored]
+        owners = [owner for owner in mark.owners if self._is_flipped(owner) and owner not in self.stored]
         bits = self.bits[mark]
         if not owners or bits.feeds is False or not (self.in_forward or bits.feeds):
             return result
@@ -114,12 +115,9 @@ class OperandFlips(Finder):
 
     def read(self, parameter: str, values: Tensor, operation: str) -> Tensor:
         """Exchange the two values of a parameter that holds the bits itself, in what is read of it."""
-        if (
-            parameter not in self.stored
-            or parameter not in self.flips
-            or not self.in_forward
-            or differs_at_once(values)
-        ):
+        if parameter not in self.stored or not self._is_flipped(parameter):
+            return values
+        if not self.in_forward or differs_at_once(values):
             return values
         elements, found = self.origins.elements(values), two_values(values)
         if elements is None or found is None:
@@ -134,8 +132,14 @@ class OperandFlips(Finder):
         """Look at what the batch is combined with; flip what was not known before, and change the gradient's signs."""
         known = set(self.uses)
         super().used(operand, operation, first, origin)
-        if self.draw is not None and (found := set(self.uses) - known - set(self.flips) - self.elsewhere):
-            operand = self._first_use(operand, found)
+        for owner in set(self.uses) - known - set(self.flips) - self.elsewhere:
+            if self.draw is not None and (flips := self.draw(owner)) is not None:
+                self.flips = {**self.flips, owner: flips}
+                self.stored |= {owner} if self.uses[owner].stored else set()
+                self._found_in[owner] = self.forwards
+        owners = {owner for mark in origin.marks for owner in mark.owners} | (origin.parameters & self.stored)
+        if late := [owner for owner in owners if owner in self.flips and not self._is_flipped(owner)]:
+            operand = self._flipped_late(operand, late)
         elif self._exact and origin.marks:
             operand = self._turned_gradient(operand, origin)
         return operand
@@ -147,16 +151,17 @@ class OperandFlips(Finder):
             signs.view(-1)[flips] *= -1
         return signs
 
-    def _first_use(self, operand: Tensor, found: set[str]) -> Tensor:
-        """Flip bits in an operand whose parameter was not known when they were made."""
-        assert self.draw is not None
+    def _is_flipped(self, owner: str) -> bool:
+        """Return whether bits are flipped where they are made: not in the forward that finds their parameter."""
+        return owner in self.flips and self._found_in.get(owner) != self.forwards
+
+    def _flipped_late(self, operand: Tensor, owners: list[str]) -> Tensor:
+        """Flip bits in an operand whose parameters were not known when they were made."""
         values, elements = two_values(operand, one_is_enough=True), self.origins.elements(operand)
-        for owner in found:
-            self.flips = {**self.flips, owner: self.draw(owner)}
-            if self.uses[owner].stored:
-                self.stored |= {owner}
-            if values is not None and elements is not None:
-                with torch._C.DisableTorchFunction():
+        if values is not None and elements is not None:
+            with torch._C.DisableTorchFunction():
+                operand = operand if operand.requires_grad else operand.clone()  # it may be used once more
+                for owner in owners:
                     operand = self._exchanged(operand, self._places(owner, operand, elements, values), values.middle)
         return operand
 

@@ -49,6 +49,7 @@ class ModuleMode(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.forwards = 0  # of outermost modules, so far
         self._thread = threading.local()
         self._stack = ExitStack()
 
@@ -102,6 +103,7 @@ class ModuleMode(TorchFunctionMode):
 
     def _enter_module(self, name: str) -> None:
         entered = self not in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        self.forwards += not self._within
         self._within.append((name, entered))
         if entered:
             super().__enter__()  # type: ignore[no-untyped-call]
