@@ -113,7 +113,7 @@ def _lines(values: Tensor) -> Iterator[tuple[int, ...]]:
 def _symmetric(values: Tensor, line: tuple[int, ...], one_is_enough: bool, is_corner: bool = False) -> TwoValues | None:
     sizes = values.abs()
     high = sizes.amax(line, keepdim=True)
-    if not _agree(values, high, 1, line, one_is_enough) or not bool((high > 0).all()):
+    if not _agree(values, high, 1, line, one_is_enough) or not bool(((high > 0) & high.isfinite()).all()):
         return None
     both = bool((values.amin() < 0) & (values.amax() > 0))
     if not both and not one_is_enough:
@@ -129,14 +129,15 @@ def _symmetric(values: Tensor, line: tuple[int, ...], one_is_enough: bool, is_co
 
 def _apart(values: Tensor, line: tuple[int, ...], one_is_enough: bool, is_corner: bool = False) -> TwoValues | None:
     low, high = values.amin(line, keepdim=True), values.amax(line, keepdim=True)
-    if not _agree(values, high, 2, line, one_is_enough):
+    distance = high - low
+    if not _agree(values, high, 2, line, one_is_enough) or not bool(distance.isfinite().all()):
         return None
-    if not bool((high > low).float().mean() > (0.0 if one_is_enough else 0.5)):
+    if not bool((distance > 0).float().mean() > (0.0 if one_is_enough else 0.5)):
         return None
     near = torch.minimum(values - low, high - values)
-    if not bool((near <= _tolerance(values) * (high - low)).all()):
+    if not bool((near <= _tolerance(values) * distance).all()):
         return None
-    return TwoValues((low + high) / 2, (high - low) / 2, False)
+    return TwoValues((low + high) / 2, distance / 2, False)
 
 
 def _tolerance(values: Tensor) -> float:

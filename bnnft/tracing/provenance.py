@@ -209,7 +209,9 @@ class Provenance(ModuleMode):
         if not given and (operation.startswith(DRAWING) or (operation in BRINGING and not is_literal(out))):
             self._unsure(out)
             return out
-        origin, changes = CONSTANT if operation in FORMS else merged(step.origins), {}
+        origin, changes = merged(step.origins), {}
+        if operation in FORMS:
+            origin = MAYBE if origin.unsure else CONSTANT
         companions = partial(self._rearranged, step, func, args, kwargs)
         for number, result in enumerate(tensors_in((out,))):
             tensor = unwrapped(result)
