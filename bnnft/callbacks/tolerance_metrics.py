@@ -23,10 +23,8 @@ class ToleranceMetrics(Callback):
     """Log what predicts bit error tolerance, at validation and test, on clean weights in eval mode.
 
     Each metric is measured for each layer that offers what its ``update`` asks for and is logged as
-    ``val/margin/<layer>``, ``val/importance_cv/<layer>`` and so on, histograms to the loggers that show them.
-    Which batch norm and neurons belong to a layer is found by following tensors through the batches.
-    Outputs, gradients, statistics, random streams and what the module keeps stay as they are; what can't be measured is
-    left out, with a warning.
+    ``val/margin/<layer>`` and so on. Batch norms and neurons are found by following tensors. Outputs, gradients,
+    random streams and what the module keeps stay as they are. What can't be measured is left out, with a warning.
 
     Args:
         metrics: metrics of :mod:`bnnft.metrics` or your own, of different classes; ``Margin``, ``ImportanceVariance``
@@ -38,7 +36,7 @@ class ToleranceMetrics(Callback):
         chains: for layers whose neuron outputs are not found, or wrongly: ``{layer: [norm, activation]}`` by
             qualified module names, ``norm`` may be ``None``.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
-        name: put before the names of all metrics, ``val/<name>_margin/<layer>``, so that several callbacks log apart.
+        name: put before the names of metrics, ``val/<name>_margin/<layer>``, so that several callbacks log apart.
 
     Raises:
         ValueError: an argument is out of range; at the start, ``chains`` or ``weights`` match nothing, or another
@@ -67,8 +65,8 @@ class ToleranceMetrics(Callback):
         for layer, names in (chains or {}).items():
             if isinstance(names, str) or len(names) != 2 or names[1] is None:
                 raise ValueError(f"chains must map a layer to [norm or None, activation], got {layer!r}: {names!r}")
-        if name is not None and (not name or "/" in name or "." in name):
-            raise ValueError(f"name must be a word without '/' and '.' or None, got {name!r}")
+        if name is not None and not name.replace("-", "_").isidentifier():
+            raise ValueError(f"name must be a word or None, got {name!r}")
         self.metrics = checked_metrics([Margin(), ImportanceVariance(), ClassMargin()] if metrics is None else metrics)
         self.loss, self.weights, self.chains, self.name = loss, weights, dict(chains or {}), name
         self.importance_batches = importance_batches if importance else 0
@@ -83,7 +81,7 @@ class ToleranceMetrics(Callback):
         _check_names(self, trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to measure, but for the sanity check."""
+        """Start to measure, unless it is the sanity check."""
         self._start(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

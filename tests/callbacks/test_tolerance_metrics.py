@@ -607,7 +607,7 @@ def test_one_callback_measures_a_second_run_as_the_first_one_after_an_error(tmp_
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"name": "val/mine"}, "name must be a word without '/' and '.' or None, got 'val/mine'"),
+        ({"name": "val/mine"}, "name must be a word or None, got 'val/mine'"),
         ({"metrics": [Margin(), Margin()]}, "metrics must be of different classes, got Margin 2 times"),
         ({"importance_batches": -1}, "importance_batches must be an integer >= 0 or None, got -1"),
         ({"chains": {"fc1": "sign1"}}, r"chains must map a layer to \[norm or None, activation\]"),

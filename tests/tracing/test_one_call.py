@@ -32,7 +32,7 @@ def test_one_call_runs_in_all_contexts_and_the_next_in_none():
     assert len(notes) == 4
 
 
-@pytest.mark.parametrize("order", permutations(range(3)))
+@pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_the_method_is_back_in_whatever_order_they_are_removed(order):
     owner, notes = Owner(), []
     calls = [OneCall(owner, "step", noting(notes, name)) for name in range(3)]
