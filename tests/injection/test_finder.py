@@ -236,6 +236,16 @@ def test_what_is_binary_and_has_no_single_owner_is_named_with_its_module_and_sha
     assert list(finder.strangers) == [("0", (WIDTH, WIDTH))]
 
 
+def test_masks_of_zeros_and_ones_are_not_named():
+    def function(x, a, b, signs):
+        return F.linear(F.linear(x, ste(a)), torch.ones(WIDTH, WIDTH).tril()) @ (signs > 0).float()
+
+    torch.manual_seed(0)
+    finder = watched(WithBuffer(function), torch.randn(6, WIDTH))
+    assert names(finder) == ["a"]
+    assert not finder.strangers
+
+
 def test_bits_that_an_earlier_forward_has_kept_are_named():
     class Caches(nn.Module):
         def __init__(self):

@@ -61,6 +61,15 @@ def test_a_batch_without_flips_or_in_which_the_site_did_not_run_proves_nothing()
     assert proof.due(site, torch.arange(100))
 
 
+def test_a_fault_takes_back_what_was_proven():
+    proof, site = Proof(), site_of()
+    shown(proof, site, 100)
+    proof.expect([site], {"w": torch.arange(100)}, {"w": "w"})
+    proof.faults["w"] = "w: others"
+    proof.conclude([site])
+    assert proof.due(site, torch.arange(100))
+
+
 def watched(model, x, flips, lies=None):
     """Return the faults that a proof finds in a batch with these flips, given what it is told that was drawn."""
     injection = Injection(model)
