@@ -1,6 +1,5 @@
 """Flips where bits are made: in every use exactly the drawn bits, in nothing else, and nothing is written."""
 
-
 import copy
 import pickle
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from binarized import Linear
 from binarizers import WIDTH, ste
-from structures import Linear
 from torch import nn
 from uses import run, some_flips
 
