@@ -28,15 +28,20 @@ FORMS |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}
 # operations that give a tensor the form of another one
 GIVES_FORM = {"type_as", "view_as", "expand_as", "reshape_as"}
 # how operations begin that draw random numbers
-DRAWING = ("rand", "normal", "bernoulli", "multinomial", "poisson", "uniform", "exponential")
+_DRAWING = ("rand", "normal", "bernoulli", "multinomial", "poisson", "uniform", "exponential")
 # operations that bring in data
-BRINGING = {"tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "new_tensor"}
+_BRINGING = {"tensor", "as_tensor", "asarray", "from_numpy", "frombuffer", "new_tensor"}
 _LITERAL = 64  # elements
 
 
-def is_literal(result: Any) -> bool:
-    """Return whether data that is brought in is as small as what is written in the code of a model."""
-    return isinstance(result, Tensor) and result.numel() <= _LITERAL
+def draws(name: str) -> bool:
+    """Return whether an operation of this name draws random numbers."""
+    return name.startswith(_DRAWING)
+
+
+def brings(name: str, result: Any) -> bool:
+    """Return whether an operation of this name has brought in data that is too large to be written in the code."""
+    return name in _BRINGING and not (isinstance(result, Tensor) and result.numel() <= _LITERAL)
 
 
 def writes(name: str) -> bool:

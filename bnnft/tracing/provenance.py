@@ -13,17 +13,7 @@ from torch import Tensor, nn
 from bnnft.tracing.arguments import replaced, tensors_in, unwrapped, write_over
 from bnnft.tracing.elements import Elements, covers, elements_of, spreads, storage_of
 from bnnft.tracing.mode import ModuleMode
-from bnnft.tracing.operations import (
-    BRINGING,
-    DRAWING,
-    FORMS,
-    GIVES_FORM,
-    JOINING,
-    REARRANGING,
-    backward_of,
-    is_literal,
-    writes,
-)
+from bnnft.tracing.operations import FORMS, GIVES_FORM, JOINING, REARRANGING, backward_of, brings, draws, writes
 from bnnft.tracing.origins import CONSTANT, MAYBE, Origin, Origins, merged
 from bnnft.tracing.tracking import LINEAR_MAPS
 
@@ -189,7 +179,7 @@ class Provenance(ModuleMode):
             self.origins.forget(target)
             return
         origin = merged(origins)
-        if operation.startswith(DRAWING) and not origin.parameters:
+        if draws(operation) and not origin.parameters:
             origin = MAYBE
         found = None if is_new else self.origins.elements(target)
         found = found or elements_of(self.origins, operation, given, target, origin.parameters)
@@ -206,7 +196,7 @@ class Provenance(ModuleMode):
     def _results(self, step: _Step, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         """Take note of what was made of parameters and constants alone, and let a subclass change it."""
         operation, given = step.operation, step.given
-        if not given and (operation.startswith(DRAWING) or (operation in BRINGING and not is_literal(out))):
+        if not given and (draws(operation) or brings(operation, out)):
             self._unsure(out)
             return out
         origin, changes = merged(step.origins), {}

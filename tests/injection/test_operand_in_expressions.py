@@ -6,8 +6,8 @@ What a layer computes depends on the signs of its latent alone, so that flips ar
 import pytest
 import torch
 import torch.nn.functional as F
+from binarized import Kernel
 from binarizers import WIDTH
-from structures import Kernel
 from uses import mask_of, run, some_flips
 
 from bnnft.ber import Independent, Key

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from binarized import Kernel, Linear, Product, Repeated
 from binarizers import WIDTH, ste
-from structures import Kernel, Linear, Product, Repeated
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from uses import mask_of, run, some_flips

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from binarized import Linear
 from binarizers import WIDTH, ste
-from structures import Linear
 from torch import nn
 from uses import run, some_flips
 
@@ -58,6 +58,15 @@ def test_a_batch_without_flips_or_in_which_the_site_did_not_run_proves_nothing()
     for _ in range(3):
         proof.expect([site], {"w": torch.arange(1000)}, {"w": "w"})
         proof.conclude([site])
+    assert proof.due(site, torch.arange(100))
+
+
+def test_a_fault_takes_back_what_was_proven():
+    proof, site = Proof(), site_of()
+    shown(proof, site, 100)
+    proof.expect([site], {"w": torch.arange(100)}, {"w": "w"})
+    proof.faults["w"] = "w: others"
+    proof.conclude([site])
     assert proof.due(site, torch.arange(100))
 
 

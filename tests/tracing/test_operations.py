@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from bnnft.tracing.operations import JOINING, REARRANGING, SAME_ORDER, backward_of, is_literal, writes
+from bnnft.tracing.operations import JOINING, REARRANGING, SAME_ORDER, backward_of, brings, draws, writes
 
 
 @pytest.mark.parametrize("operation", sorted(REARRANGING - {"get", "alias", "requires_grad"}))
@@ -30,10 +30,16 @@ def test_operations_that_do_not(name):
     assert not writes(name)
 
 
-def test_small_data_may_be_written_in_the_code():
-    assert is_literal(torch.ones(64))
-    assert not is_literal(torch.ones(65))
-    assert not is_literal([1.0])
+def test_data_that_is_brought_in_may_be_small_enough_to_be_written_in_the_code():
+    assert brings("tensor", torch.ones(65))
+    assert not brings("tensor", torch.ones(64))
+    assert brings("from_numpy", torch.ones(9, 9))
+    assert not brings("ones", torch.ones(65))
+
+
+def test_operations_that_draw_random_numbers():
+    assert all(map(draws, ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "uniform")))
+    assert not any(map(draws, ("ones", "arange", "tensor", "add")))
 
 
 class Again(TorchFunctionMode):
