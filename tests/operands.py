@@ -14,7 +14,8 @@ class Operands(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__name__", "") in _MAPS and len(args) > 1:
-            self.seen.append(args[1].detach().clone())
+            operand = getattr(args[1], "value", args[1])  # which brevitas wraps
+            self.seen.append(operand.detach().clone())
         return func(*args, **(kwargs or {}))
 
     def steps(self, layers):

@@ -8,7 +8,6 @@ import patterns
 import pytest
 import torch
 import torch.nn.functional as F
-from bnnft.injection.operands import OperandWatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Project, trainer
@@ -18,8 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import bnnft
 from bnnft.ber import Independent, Key
 from bnnft.callbacks import ToleranceMetrics
-from bnnft.injection.flipped import TurnedBits, draw_flips
-from bnnft.injection.sites import watched_sites
+from bnnft.injection.injection import Injection, draw_flips
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
 
 SIDE = 6
@@ -122,10 +120,12 @@ def data():
     return torch.randn(5, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
-def watched(model, inputs):
-    with OperandWatch(model) as watch:
+def watched(model, inputs, how):
+    injection = Injection(model, how=how)
+    with injection.finder:
         model(inputs)
-    return watched_sites(model, watch)
+    injection.learn()
+    return injection
 
 
 @given(networks())
@@ -136,26 +136,25 @@ def test_the_binarized_weights_are_found_and_no_others(network):
     assert list(bnnft.find_binarized_weights(model, data())) == network.binarized
 
 
-@given(networks(), st.floats(0, 1), st.booleans())
+@given(networks(), st.floats(0, 1), st.sampled_from(["auto", "latent"]))
 @settings(max_examples=60)
-def test_flips_are_exact_and_so_is_the_restore(network, rate, in_operand):
+def test_flips_are_exact_and_so_is_the_restore(network, rate, how):
     """The outputs are those of a copy whose latent signs were multiplied by -1; weights come back bit for bit.
 
-    Fails if one drawn bit is left out, or one more is turned.
+    Fails if one drawn bit is left out, or one more is flipped.
     """
     model, x = nn.Sequential(*network.parts).eval(), data()
-    sites = [site._replace(in_operand=in_operand) for site in watched(model, x)]
+    injection = watched(model, x, how)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    flips = draw_flips(sites, Independent(rate), Key(1))
+    flips = draw_flips(injection.sites, Independent(rate), Key(1))
     slow = copy.deepcopy(model)
     for name, indices in flips.items():
         weight = slow.get_parameter(name)
         with torch.no_grad():
             for index in indices.tolist():
                 weight.view(-1)[index] *= -1
-    turned = TurnedBits(sites, flips, model=model)
-    seen = model(x)
-    turned.restore()
+    with injection.under(flips, Independent(rate), Key(1)):
+        seen = model(x)
     assert torch.allclose(seen, slow(x), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

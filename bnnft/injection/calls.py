@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bnnft.injection.saves import clean_state
+from bnnft.tracing.compiled import is_compiled_function
 
 
 class Listener(Protocol):
@@ -47,7 +48,7 @@ class _Listened:
         # of the class, since scripted modules refuse hooks, and run them all the same
         nn.Module.register_state_dict_post_hook(module, clean_state)  # type: ignore[no-untyped-call]
         for name, method in list(vars(module).items()):
-            if name != "forward" and hasattr(method, "_torchdynamo_orig_callable"):
+            if name != "forward" and is_compiled_function(method):
                 self.replaced[name] = method
                 vars(module)[name] = _announced(module, method)
 

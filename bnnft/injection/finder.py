@@ -135,12 +135,13 @@ class Finder(Provenance):
             if self.proof is not None:
                 self.proof.check(self, owner, operand, found, None)
         elif operation.startswith(LINEAR_MAPS) and (origin.parameters or found.symmetric):
-            self.strangers[self.place, tuple(operand.shape)] = None
+            self.not_float(operand)
         return operand
 
     def not_float(self, operand: Tensor) -> None:
         """Take note of bits that are no floats, in which nothing is flipped."""
-        self.strangers[self.place, tuple(operand.shape)] = None
+        if torch._C._current_graph_task_id() == -1:  # what a backward multiplies gradients with is no weight
+            self.strangers[self.place, tuple(operand.shape)] = None
 
     def _stored(self, origin: Origin) -> str | None:
         """Return the site that an operand without marks was read from, if it holds the bits itself."""
@@ -155,7 +156,7 @@ class Finder(Provenance):
         if found is None and origin.floats and not few_values(operand, 2 ** len(marks)):
             self.floats |= origin.floats
             if few_values(operand, _LEVELS):  # sums with bits of what other bits have left
-                self.strangers[self.place, tuple(operand.shape)] = None
+                self.not_float(operand)
             return
         feeding = [
             mark for mark in marks if found is not None and self._shows(operand, found, self.bits[mark])

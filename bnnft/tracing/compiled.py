@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ def compiled_modules(model: nn.Module) -> set[str]:
         ['1', '1._orig_mod']
     """
     found = [name for name, module in model.named_modules() if _is_compiled(module)]
-    attributes = [value for module in model.modules() for value in vars(module).values() if hasattr(value, "_orig_mod")]
+    values = [value for module in model.modules() for value in vars(module).values()]
+    attributes = [value for value in values if isinstance(value, nn.Module) and hasattr(value, "_orig_mod")]
     inside = {id(module) for value in attributes for module in value._orig_mod.modules()}
     found += [name for name, module in model.named_modules() if id(module) in inside]
     return {
@@ -30,8 +32,12 @@ def compiled_modules(model: nn.Module) -> set[str]:
 
 def _is_compiled(module: nn.Module) -> bool:
     compiled = getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
-    functions = (value for value in vars(module).values() if not isinstance(value, nn.Module))
-    return compiled or any(hasattr(function, "_torchdynamo_orig_callable") for function in functions)
+    return compiled or any(is_compiled_function(value) for value in vars(module).values())
+
+
+def is_compiled_function(value: object) -> bool:
+    """Return whether a value is what ``torch.compile`` made of a function; foreign attributes are not asked."""
+    return getattr_static(value, "_torchdynamo_orig_callable", None) is not None and not isinstance(value, nn.Module)
 
 
 class _Eager:

@@ -1,4 +1,4 @@
-"""What bit errors cost: draw, turn and restore, in ratio to one binarization of the same weight.
+"""What bit errors cost: drawing and flipping them, in ratio to one binarization of the same weight.
 
 Run it on an idle machine:
 
@@ -6,13 +6,13 @@ Run it on an idle machine:
     python tests/benchmarks/bench_flips.py --json
 
 One unit is ``torch.where(w >= 0, 1.0, -1.0)`` on 8,388,608 float32 weights, one thread. Every number is the best of
-9 runs. ``draw``, ``turn`` and ``restore`` are those of ``bnnft.flipped``, with its checks for writes by others, each
-repeated in a row; their total is held against 0.06 at 1 %, 0.4 at 10 % and 1.1 at 30 %, and the exit status is 1 where
-a bar is missed. ``cold`` is the three together when the unit ran in between and took the weight out of the caches, as
-forward and backward do in training.
+9 runs. ``draw`` is ``draw_flips`` and ``flip`` is ``flip_signs`` on the bits just made, which are this step's own, so
+that nothing is restored. Their total is held against 0.06 at 1 %, 0.4 at 10 % and 1.1 at 30 %, and the exit status is
+1 where a bar is missed. ``cold`` is the two together when the unit ran in between and took the bits out of the caches,
+as forward and backward do in training.
 
-The second table is of other error models: draw, turn and restore together in units of those of ``Independent`` at the
-same (for two rates, the larger) rate; a die that is drawn already, in units of turn and restore alone.
+The second table is of other error models: draw and flip together in units of those of ``Independent`` at the same (for
+two rates, the larger) rate; a die that is drawn already, in units of the flip alone.
 """
 
 import argparse
@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from bnnft.ber import Asymmetric, Chip, Clustered, Independent, Key, Sequence
-from bnnft.injection.flipped import TurnedBits, draw_flips
+from bnnft.injection.injection import draw_flips
+from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import find_sites
 
 RATES = (0.001, 0.01, 0.05, 0.1, 0.3)
@@ -62,46 +63,54 @@ class Latent(nn.Module):
         self.weight = nn.Parameter(torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)))
 
 
-def once(sites, model):
-    TurnedBits(sites, draw_flips(sites, model, Key(seed=0))).restore()
+def binarized(weight):
+    return torch.where(weight >= 0, 1.0, -1.0)
+
+
+def draw(sites, model, bits):
+    flips = draw_flips(sites, model, Key(seed=0))["weight"]
+    return flips(bits) if callable(flips) else flips  # where the bits decide
+
+
+def once(sites, model, bits):
+    flip_signs(bits, draw(sites, model, bits))
 
 
 def measure():
     sites, timer = find_sites(Latent(), ["weight"]), Timer()
     weight = sites[0].weight.detach()
+    bits = binarized(weight)
     for _ in range(ROUNDS):
-        timer("unit", lambda: torch.where(weight >= 0, 1.0, -1.0))
+        timer("unit", lambda: binarized(weight))
     for rate in RATES:
         model = Independent(rate)
         for _ in range(ROUNDS):
-            flips = timer((rate, "draw"), lambda model=model: draw_flips(sites, model, Key(seed=0)))
+            flips = timer((rate, "draw"), lambda model=model: draw(sites, model, bits))
         for _ in range(ROUNDS):
-            turned = timer((rate, "turn"), lambda flips=flips: TurnedBits(sites, flips))
-            timer((rate, "restore"), turned.restore)
+            timer((rate, "flip"), lambda flips=flips: flip_signs(bits, flips))
         for _ in range(ROUNDS):
-            timer("unit", lambda: torch.where(weight >= 0, 1.0, -1.0))
-            timer(
-                (rate, "cold"), lambda model=model: TurnedBits(sites, draw_flips(sites, model, Key(seed=0))).restore()
-            )
+            timer("unit", lambda: binarized(weight))
+            timer((rate, "cold"), lambda model=model: once(sites, model, bits))
     return timer.best
 
 
 def measure_models():
     """Ratios by name and rate."""
     sites, ratios = find_sites(Latent(), ["weight"]), {}
+    bits = binarized(sites[0].weight.detach())
     for rate in MODEL_RATES:
         timer = Timer()
         for name, build in {"unit": Independent, **MODELS}.items():
             model = build(rate)
             for _ in range(ROUNDS):
-                timer(name, lambda model=model: once(sites, model))
+                timer(name, lambda model=model: once(sites, model, bits))
         ratios |= {(name, rate): timer.best[name] / timer.best["unit"] for name in MODELS}
         for name, build in DRAWN.items():
             model, timer = build(rate), Timer()
-            flips = draw_flips(sites, model, Key(seed=0))
+            flips = draw(sites, model, bits)
             for _ in range(ROUNDS):
-                timer("alone", lambda flips=flips: TurnedBits(sites, flips).restore())
-                timer("drawn", lambda model=model: once(sites, model))
+                timer("alone", lambda flips=flips: flip_signs(bits, flips))
+                timer("drawn", lambda model=model: once(sites, model, bits))
             ratios[name, rate] = timer.best["drawn"] / timer.best["alone"]
     return ratios
 
@@ -124,8 +133,8 @@ def model_table(results):
 
 def rows(best):
     for rate in RATES:
-        parts = {part: best[rate, part] / best["unit"] for part in ("draw", "turn", "restore", "cold")}
-        total = sum(parts[part] for part in ("draw", "turn", "restore"))
+        parts = {part: best[rate, part] / best["unit"] for part in ("draw", "flip", "cold")}
+        total = sum(parts[part] for part in ("draw", "flip"))
         bar = BARS.get(rate)
         yield {"rate": rate, **parts, "total": total, "bar": bar, "held": bar is None or total <= bar}
 
@@ -133,10 +142,10 @@ def rows(best):
 def table(unit, results):
     lines = [
         f"unit: {1000 * unit:.1f} ms",
-        f"{'rate':>6} {'draw':>7} {'turn':>7} {'restore':>7} {'cold':>7} {'total':>7} {'bar':>6}",
+        f"{'rate':>6} {'draw':>7} {'flip':>7} {'cold':>7} {'total':>7} {'bar':>6}",
     ]
     for row in results:
-        numbers = " ".join(f"{row[part]:7.4f}" for part in ("draw", "turn", "restore", "cold", "total"))
+        numbers = " ".join(f"{row[part]:7.4f}" for part in ("draw", "flip", "cold", "total"))
         bar = "" if row["bar"] is None else f"{row['bar']:6.2f} {'held' if row['held'] else 'MISSED'}"
         lines.append(f"{100 * row['rate']:5.1f}% {numbers} {bar}".rstrip())
     return "\n".join(lines)

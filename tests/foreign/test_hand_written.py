@@ -5,14 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Project, loader, small_net, state, trainer
+from operands import Operands, changed
 from torch import nn
 
 import bnnft
 from bnnft.ber import Independent, Key
 from bnnft.callbacks import AccuracyOverBER, BitFlipTraining, ToleranceMetrics
-from bnnft.injection.flipped import TurnedBits
-from bnnft.injection.operands import OperandWatch
-from bnnft.injection.sites import watched_sites
+from bnnft.injection.injection import Injection
 from bnnft.metrics import ImportanceVariance, Margin
 from bnnft.nn import BinaryActivation, binarize
 
@@ -52,8 +51,7 @@ def test_the_log_says_once_what_is_flipped_and_how_it_was_found(tmp_path, caplog
         fit(tmp_path, [BitFlipTraining(0.1)], Project(network(patterns.TorchSign)))
     said = [record.getMessage() for record in caplog.records if "BitFlipTraining" in record.getMessage()]
     assert said == [
-        "BitFlipTraining: Independent(rate=0.1) on 480 bits in net.0.weight (found by sign, latent), "
-        "net.3.weight (found by sign, latent)",
+        "BitFlipTraining: Independent(rate=0.1) on 480 bits in net.0.weight (found, made), net.3.weight (found, made)",
         "BitFlipTraining leaves binary biases alone: net.0.bias, net.3.bias; biases=True flips them",
     ]
 
@@ -62,7 +60,10 @@ def test_the_log_says_once_what_is_flipped_and_how_it_was_found(tmp_path, caplog
 def test_biases_are_flipped_if_asked(tmp_path, how):
     callback = BitFlipTraining(0.1, biases=True, how=how)
     fit(tmp_path, [callback], Project(network(patterns.TorchSign)))
-    assert [site.name for site in callback._sites if site.weight.dim() == 1] == ["net.0.bias", "net.3.bias"]
+    assert [site.name for site in callback.training.injection.sites if site.weight.dim() == 1] == [
+        "net.0.bias",
+        "net.3.bias",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -87,30 +88,6 @@ def test_finding_changes_nothing():
     assert torch.equal(torch.get_rng_state(), stream)
 
 
-class Seen(torch.overrides.TorchFunctionMode):
-    """Keeps the weight operand of every linear map that it sees."""
-
-    def __init__(self):
-        super().__init__()
-        self.operands = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") in ("linear", "matmul", "__matmul__", "__rmatmul__") and len(args) > 1:
-            self.operands.append(args[1].detach().clone())
-        return func(*args, **(kwargs or {}))
-
-
-class Watched(Project):
-    """Keeps what its first layer computes with in each step."""
-
-    def training_step(self, batch, batch_idx):
-        self.steps = getattr(self, "steps", [])
-        with Seen() as seen:
-            loss = super().training_step(batch, batch_idx)
-        self.steps.append(seen.operands)
-        return loss
-
-
 def drawn(module, step, rate=0.2):
     """Flat indices of the bits that are wrong in a step, by the positions of the two weights."""
     names = [name for name, _ in module.named_parameters()]
@@ -120,65 +97,52 @@ def drawn(module, step, rate=0.2):
         yield Independent(rate).flips(weight, Key(0, step, purpose="training").at(names.index(name)))
 
 
-@pytest.mark.parametrize("layer", patterns.EXACT, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("how", ["latent", "auto"])
-def test_latent_flips_turn_exactly_the_drawn_bits(tmp_path, layer, how):
-    """Seen in the operand of each step: the step without flips has the signs that the flipped one lacks."""
-    frozen = Watched(network(layer), lr=0.0)
-    fit(tmp_path, [BitFlipTraining(0.2, how=how)], frozen, max_epochs=1)
-    first = frozen.steps[0]  # nobody knew the layers yet: clean
-    for step, operands in enumerate(frozen.steps[1:], 1):
-        for clean, wrong, indices in zip(first, operands, drawn(frozen, step), strict=False):
-            turned = (clean.sign() != wrong.sign()).reshape(-1).nonzero().squeeze(1)
-            assert torch.equal(turned, indices)
+LAYERS = [*patterns.EXACT, *patterns.INEXACT, patterns.Organized]
+CASES = [(layer, how) for layer in LAYERS if layer is not patterns.Stochastic for how in ("auto", "operand")]
+CASES += [(layer, "latent") for layer in patterns.EXACT]
 
 
-@every_layer
-def test_operand_flips_turn_exactly_the_drawn_bits(tmp_path, layer):
-    """Operands seen under the callback's mode against those seen above it, in the same forward: the drawn values are
-    exchanged for the other one of their two, and no others, also where a forward draws its bits anew.
-
-    Fails if an operand is taken for another one, turned twice, or negated where its values are not symmetric.
-    """
-    module, data, below = Watched(network(layer), lr=0.0 if layer is patterns.Stored else 0.01), loader(), Seen()
-    with below:
-        trainer(tmp_path, [BitFlipTraining(0.2, how="operand")], max_epochs=1).fit(module, data)
-    turned = iter(below.operands)
-    for step, operands in enumerate(module.steps):
-        pairs = [(clean, wrong) for clean, wrong in zip(operands, turned, strict=False)]
-        changed = [(clean, wrong) for clean, wrong in pairs if not torch.equal(clean, wrong)]
-        assert len(changed) == (2 if step else 0)  # nobody knew the layers in the first batch
-        for (clean, wrong), indices in zip(changed, drawn(module, step), strict=False):
-            assert torch.equal((clean != wrong).reshape(-1).nonzero().squeeze(1), indices)
+@pytest.mark.parametrize(("layer", "how"), CASES, ids=lambda case: getattr(case, "__name__", case))
+def test_each_batch_computes_with_exactly_the_drawn_bits(tmp_path, layer, how):
+    """Against the first batch, in which nobody knew the layers yet, at a learning rate of 0; float layers are clean."""
+    module, batches = Project(network(layer), lr=0.0), loader()
+    with Operands() as operands:
+        trainer(tmp_path, [BitFlipTraining(0.2, how=how)], max_epochs=1).fit(module, batches)
+    operands.seen = [operand for operand in operands.seen if operand.shape[0] != operand.shape[1]]  # no rotations
+    first, *rest = operands.steps(3)
+    assert len(rest) == 5
+    waiting = layer is patterns.Stored  # for an update that leaves it with its two values
+    for step, seen in enumerate(rest[waiting:], 1 + waiting):
+        assert torch.equal(first[2], seen[2])
+        for clean, wrong, indices in zip(first[:2], seen[:2], drawn(module, step), strict=True):
+            assert torch.equal(changed(clean, wrong), indices)
             same = (0, 1) if layer is patterns.Transposed else (1,)  # over which the two values are the same
             others = clean.amin(same, keepdim=True) + clean.amax(same, keepdim=True) - clean
             assert torch.allclose(wrong.reshape(-1)[indices], others.reshape(-1)[indices], atol=1e-6)
 
 
-@pytest.mark.parametrize("layer", patterns.INEXACT, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("layer", [*patterns.INEXACT, patterns.Organized], ids=lambda kind: kind.__name__)
 def test_a_latent_that_is_not_the_bit_is_refused(tmp_path, layer):
-    with pytest.raises(RuntimeError, match=r"net\.\d\.weight: .*BitFlipTraining\(\.\.\., how='operand'\)"):
-        fit(tmp_path, [BitFlipTraining(0.2)], Project(network(layer)))
+    with pytest.raises(RuntimeError, match=r"net\.\d\.weight: .*how='operand'"):
+        fit(tmp_path, [BitFlipTraining(0.2, how="latent")], Project(network(layer)))
 
 
 @every_layer
-@pytest.mark.parametrize("how", ["operand", "auto"])
-def test_every_layer_trains_with_flips_where_they_are_exact(tmp_path, layer, how):
-    callback, module = BitFlipTraining(0.2, how=how), Project(network(layer))
+def test_every_layer_trains_without_an_argument(tmp_path, layer):
+    """What holds the bits itself must stay so: under Adam it is a float layer after one update."""
+    callback, module = BitFlipTraining(0.2), Project(network(layer), lr=0.0 if layer is patterns.Stored else 0.01)
     fit(tmp_path, [callback], module)
-    assert [site.name.split(".")[1] for site in callback._sites] == ["0", "3"]
-    inexact = layer in patterns.INEXACT
-    assert all(site.in_operand == (how == "operand" or inexact) for site in callback._sites)
+    sites = callback.training.injection.sites
+    assert [site.name.split(".")[1] for site in sites] == ["0", "3"]
+    assert {site.where for site in sites} == {"stored" if layer is patterns.Stored else "made"}
     assert all(torch.isfinite(weight).all() for weight in module.parameters())
 
 
-def test_a_hidden_latent_is_refused_and_works_in_the_operand(tmp_path):
+def test_a_hidden_latent_is_never_written_to(tmp_path):
     """A latent that is an attribute of the parameter survives, since nothing is written to either."""
-    with pytest.raises(RuntimeError, match="its operand has other signs"):
-        fit(tmp_path, [BitFlipTraining(0.2)], Project(network(patterns.Organized)))
     module = Project(network(patterns.Organized))
     plain = {name: weight.detach().clone() for name, weight in module.named_parameters()}
-    fit(tmp_path, [BitFlipTraining(0.2, how="operand")], module, max_steps=1)
+    fit(tmp_path, [BitFlipTraining(0.2)], module, max_steps=3)
     assert torch.equal(module.net[0].weight.org, plain["net.0.weight"])
 
 
@@ -292,16 +256,17 @@ class WithZeros(patterns.SignFunction):
         self.weight.data[:, ::6] = -0.0
 
 
-def test_exact_zeros_turn_and_come_back():
-    """A comparison makes +1 of both zeros: they turn by a tiny negative value, and are zeros of their sign again."""
+@pytest.mark.parametrize("how", ["auto", "latent"])
+def test_exact_zeros_flip_and_come_back(how):
+    """A comparison makes +1 of both zeros."""
     layer, x = WithZeros(12, 24), torch.randn(6, 12)
-    with OperandWatch(layer) as watch:
-        clean = layer(x)
-    sites = watched_sites(layer, watch)
-    before = layer.weight.detach().clone()
-    turned = TurnedBits(sites, {"weight": torch.arange(before.numel())})
-    assert torch.equal(layer(x), -clean)
-    turned.restore()
+    clean, before = layer(x), layer.weight.detach().clone()
+    injection = Injection(layer, how=how)
+    with injection.finder:
+        layer(x)
+    injection.learn()
+    with torch.no_grad(), injection.under({"weight": torch.arange(before.numel())}, Independent(1.0), Key()):
+        assert torch.equal(layer(x), -clean)
     assert torch.equal(layer.weight.view(torch.int32), before.view(torch.int32))
 
 
@@ -310,18 +275,11 @@ def test_own_and_foreign_layers_in_one_network(tmp_path):
     net = nn.Sequential(small_net()[:3], patterns.SignFunction(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
     callback = BitFlipTraining(0.2)
     fit(tmp_path, [callback], Project(net))
-    assert [site.name for site in callback._sites] == ["net.0.0.weight", "net.1.weight"]
+    assert [site.name for site in callback.training.injection.sites] == ["net.0.0.weight", "net.1.weight"]
 
 
-def test_after_the_watched_batches_nothing_is_left(tmp_path):
-    module, hooks = Project(network(patterns.SignFunction)), []
-
-    class Looks(BitFlipTraining):
-        def on_before_backward(self, *args):
-            modules = module.modules()
-            hooks.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules))
-
-    fit(tmp_path, [Looks(0.2)], module)
-    assert hooks[0] > 0
-    assert hooks[1] > 0
-    assert not any(hooks[2:])
+def test_after_the_run_nothing_is_left(tmp_path):
+    module = Project(network(patterns.SignFunction))
+    fit(tmp_path, [BitFlipTraining(0.2)], module)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    assert not torch.overrides._get_current_function_mode_stack()
