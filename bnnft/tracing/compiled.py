@@ -21,7 +21,7 @@ def compiled_modules(model: nn.Module) -> set[str]:
     found = [name for name, module in model.named_modules() if _is_compiled(module)]
     values = [value for module in model.modules() for value in vars(module).values()]
     attributes = [value for value in values if isinstance(value, nn.Module) and hasattr(value, "_orig_mod")]
-    inside = {id(module) for value in attributes for module in value._orig_mod.modules()}
+    inside = {id(module) for value in attributes for child in value.children() for module in child.modules()}
     found += [name for name, module in model.named_modules() if id(module) in inside]
     return {
         name
