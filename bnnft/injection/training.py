@@ -54,6 +54,7 @@ class BitFlips:
         RuntimeError: after a batch, a layer did not compute with the drawn flips.
 
     Example:
+        >>> import torch
         >>> from bnnft.nn import BinaryLinear
         >>> model = BinaryLinear(8, 2, bias=False)
         >>> training, optimizer = BitFlips(model, 0.1), torch.optim.SGD(model.parameters(), 0.1)

@@ -56,13 +56,13 @@ def test_bits_of_a_layer_that_nobody_knows_are_flipped_where_they_are_made():
     torch.manual_seed(0)
     model = nn.Sequential(Centred(64, 8))
     found = FaultMaps(model, [Independent(0.2)], 1, Flipping())
-    _, run = found.draw(lambda: model(X))
+    found.clean(lambda: model(X))
+    _, each = found.runs
     weight = model[0].weight.detach()
     bits = (weight - weight.mean(1, keepdim=True)).sign()
     assert not torch.equal(bits, weight.sign())
     bits.view(-1)[found.flips[0][0]["0.weight"]] *= -1
-    with found.under(run, batch=0), torch.no_grad():
-        assert torch.equal(model(X), X @ bits.T)
+    assert torch.equal(found.under(each, 0, lambda: run(model)), X @ bits.T)
 
 
 def test_runs_stand_for_all_maps_that_are_equal():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bnnft.ber import Independent
+from bnnft.ber import ErrorModel, Independent
 from bnnft.ber.schedule import Constant, Curriculum, Linear
 from bnnft.injection.scheduled import ScheduledErrors
 
@@ -16,7 +16,7 @@ def test_without_a_schedule_it_is_at_its_whole_rate_always(schedule):
 
 
 def test_a_constant_schedule_needs_no_rate():
-    class Own:
+    class Own(ErrorModel):
         def flips(self, weight, key):
             return weight.new_zeros(0, dtype=int)
 

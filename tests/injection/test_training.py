@@ -17,6 +17,7 @@ from bnnft.ber import Independent, Key
 from bnnft.ber.schedule import Linear as LinearSchedule
 from bnnft.callbacks import BitFlipTraining
 from bnnft.injection.training import BitFlips
+from bnnft.nn import BinaryLinear
 
 
 def batches(count, seed=0, size=6):
@@ -170,10 +171,10 @@ def test_what_is_binary_and_has_no_owner_is_named_once():
 
 def test_it_says_once_what_is_flipped_where():
     said = []
-    training = BitFlips(nn.Sequential(patterns.Stored(WIDTH, WIDTH), Linear()), 0.1, say=said.append)
+    training = BitFlips(nn.Sequential(BinaryLinear(WIDTH, WIDTH), Linear()), 0.1, say=said.append)
     train(training, batches(8))
     text = " ".join(said)
-    assert "0.weight (found, stored)" in text
+    assert "0.weight (known, layer)" in text
     assert "1.weight (found, made)" in text
     assert len(said) == len(set(said))
     assert all(site.like_latent for site in training.injection.sites)
