@@ -198,7 +198,7 @@ class Finder(Provenance):
             return
         fan_in, scale = operand.numel() // max(count, 1), None
         if found is not None and operand.dim() > 1:
-            half = found.half.expand_as(operand).movedim(neurons, 0).reshape(count, -1)[:, 0]
+            half = found.half.expand_as(operand).movedim(neurons, 0).reshape(count, -1).amax(1)
             scale = None if bool((half == 1).all()) else half.clone()
         self.uses[owner] = Use(self.place, fan_in, scale, stored, like, zero, owner in self.origins.written)
 

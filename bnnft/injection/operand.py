@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnnft.injection.bits import Mark
+from bnnft.injection.bits import Bits, Mark
 from bnnft.injection.finder import Finder
 from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import Weights
@@ -97,6 +97,7 @@ class OperandFlips(Finder):
         self._last: dict[str, Tensor] = {}  # flips that were made last
         self._reached: set[str] = set()  # whose gradients change sign
         self._found_in: dict[str, int] = {}  # the forward in which a parameter was found, by its number
+        self._zeros: dict[Mark, tuple[Tensor, Elements]] = {}  # int8, flips that wait for zeros to become bits
         self._hidden: dict[str, Any] = {}  # hooks on those that were used without a graph
 
     def flipped(self, result: Tensor, elements: Elements, mark: Mark, found: TwoValues) -> Tensor:
@@ -106,12 +107,45 @@ class OperandFlips(Finder):
         if not owners or bits.feeds is False or not (self.in_forward or bits.feeds):
             return result
         with torch._C.DisableTorchFunction():
+            self._zeros.pop(mark, None)
             for owner in owners:
                 places = self._places(owner, result, elements, found)
+                places = self._without_zeros(mark, result, elements, places, found.middle)
                 result = self._exchanged(result, places, found.middle)
             if bits.sides is not None and (self.proof is not None or bits.feeds is None):
                 self.bits[mark] = bits._replace(sides=sides_of(result, found))
         return result
+
+    def remade(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
+        """Exchange what was made of zeros, which were no bits yet."""
+        pending = [mark for mark in origin.marks if mark in self._zeros]
+        found = two_values(result, one_is_enough=True) if pending else None
+        if found is None:
+            return result, None
+        with torch._C.DisableTorchFunction():
+            sides, bits = sides_of(result, found), self.bits[pending[0]]
+            for mark in pending:
+                zeros = self.at(result, *self._zeros[mark])
+                if zeros is None or bool((sides[zeros > 0] == 0).any()):
+                    return result, None
+                result = self._exchanged(result, zeros.reshape(-1).nonzero().squeeze(1), found.middle)
+            mark = Mark(self.place, f"{operation} of zeros", tuple(result.shape), pending[0].owners)
+            self.bits[mark] = Bits(found.symmetric, bits.feeds, sides_of(result, found), elements)
+        return result, mark
+
+    def _without_zeros(self, mark: Mark, values: Tensor, elements: Elements, places: Tensor, middle: Tensor) -> Tensor:
+        """Return the places of bits: what ``torch.sign`` makes of 0 is none before something fills it."""
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return places
+        there = values.detach().reshape(-1).index_select(0, places)
+        if middle.dim():
+            there = there - middle.expand_as(values).take(places)
+        if bool(there.all()):
+            return places
+        none = torch.zeros(values.shape, dtype=torch.int8, device=values.device)
+        zeros, _ = self._zeros.setdefault(mark, (none, elements))
+        zeros.view(-1)[places[there == 0]] = 1
+        return places[there != 0]
 
     def read(self, parameter: str, values: Tensor, operation: str) -> Tensor:
         """Exchange the two values of a parameter that holds the bits itself, in what is read of it."""
@@ -169,7 +203,10 @@ class OperandFlips(Finder):
         """Return the flat places of a parameter's wrong bits in a tensor that holds some or all of them."""
         flips = self.flips[owner]
         if not isinstance(flips, Tensor):
-            flips = flips(self._whole(owner, values.detach() - found.middle, elements))
+            bits = values.detach() - found.middle
+            if owner in self.uses and self.uses[owner].zero < 0:
+                bits = bits.where(bits != 0, -1)  # which it is to become
+            flips = flips(self._whole(owner, bits, elements))
         self._last[owner] = flips
         return elements.positions(self.origins, owner, flips, values.numel())
 
@@ -229,6 +266,7 @@ class OperandFlips(Finder):
         self._hidden.clear()
         self._reached.clear()
         self._last.clear()
+        self._zeros.clear()
 
     @staticmethod
     def _with_gradient(operand: Tensor, places: Tensor) -> Tensor:

@@ -55,6 +55,10 @@ class Provenance(ModuleMode):
         """
         return result, None
 
+    def remade(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
+        """Return what to use in place of a float tensor that was made of such with marks, and a mark of its own."""
+        return result, None
+
     def used(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> Tensor:
         """Return what to use in place of an operand that an operation combines with the batch."""
         return operand
@@ -187,8 +191,8 @@ class Provenance(ModuleMode):
             self.origins.keep(target, origin)
         self.origins.change(target, origin)
         self.origins.view(target, found)
-        if found is not None and not origin.marks:
-            now, mark = self.made(target, operation, found)
+        if found is not None:
+            now, mark = self._made(target, operation, found, origin)
             write_over(target, now)
             if mark is not None:
                 self.origins.change(target, Origin(origin.parameters, frozenset(), frozenset([mark])))
@@ -218,9 +222,9 @@ class Provenance(ModuleMode):
             if found is None:
                 continue
             self.origins.view(tensor, found)
-            if is_view or origin.marks or not tensor.is_floating_point():
+            if is_view or not tensor.is_floating_point():
                 continue
-            now, mark = self.made(tensor, operation, found)
+            now, mark = self._made(tensor, operation, found, origin)
             if tensor is not result:  # nothing can be put in the place of a wrapped tensor
                 now = write_over(tensor, now)
             elif now is not tensor:
@@ -228,6 +232,11 @@ class Provenance(ModuleMode):
             if mark is not None:
                 self.origins.keep(now, Origin(origin.parameters, frozenset(), frozenset([mark])), found)
         return replaced(out, changes) if changes else out
+
+    def _made(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
+        if origin.marks:
+            return self.remade(result, operation, elements, origin)
+        return self.made(result, operation, elements)
 
     def _rearranged(self, step: _Step, func: Any, args: Any, kwargs: Any) -> list[Tensor]:
         """Return what a rearranging operation makes of the places of the elements, a tensor for each result."""

@@ -58,16 +58,7 @@ def test_training_is_bit_equal_to_a_plain_loop(tmp_path, name, how):
     assert trains_as_by_hand(tmp_path, [network(name) for _ in range(2)], how)
 
 
-LEAVES_ZEROS = pytest.mark.xfail(strict=True, reason="zeros of torch.sign that are filled after it have no flips")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(pytest.param(name, marks=LEAVES_ZEROS) for name in ("sign", "approxsign", "swishsign")),
-        *("steheaviside", "weightdorefa"),
-    ],
-)
+@pytest.mark.parametrize("name", ["sign", "approxsign", "swishsign", "steheaviside", "weightdorefa"])
 def test_zeros_turn_and_come_back(name):
     check_zeros(network(name)[4], torch.randn(2, 48))
 
