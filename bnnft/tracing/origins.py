@@ -59,12 +59,16 @@ class Origins:
         self._origins: dict[int, tuple[Origin, Tensor]] = {}  # the tensor keeps its memory from being used again
         self._elements: dict[int, dict[Any, Elements]] = {}  # by memory, then by layout
         self._owners: dict[int, str] = {}  # memory of parameters
-        self._foreign: set[int] = set()  # identities of parameters that were looked for
+        self._foreign: set[int] = set()  # identities of parameters that were looked for in vain
 
     def clear(self) -> None:
         """Forget all tensors."""
         for known in (self._origins, self._elements, self._owners, self._foreign, self.written):
             known.clear()
+
+    def look_again(self) -> None:
+        """Look once more for parameters that were not the model's: what FSDP2 gathers is put in their place later."""
+        self._foreign.clear()
 
     def register(self) -> None:
         """Take note of the parameters, and of all other tensors that the model's modules hold now."""
@@ -128,6 +132,7 @@ class Origins:
                 if each is parameter:
                     self.parameters[name] = parameter
                     self.own(name, parameter)
+                    return
             self._foreign.add(id(parameter))
 
     def elements(self, tensor: Tensor) -> Elements | None:

@@ -80,6 +80,10 @@ class Provenance(ModuleMode):
         """Forget all tensors."""
         self.origins.clear()
 
+    def _enter_module(self, name: str) -> None:
+        self.origins.look_again()
+        super()._enter_module(name)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for kind in types:

@@ -112,9 +112,6 @@ def test_errors_that_read_bits_and_a_second_pass_are_those_of_one_process(tmp_pa
         assert metrics["test/acc_ber_0p3"] == pytest.approx(reference.accuracy(errors))
 
 
-FOUND_UNDER_FSDP2 = pytest.mark.xfail(
-    strict=True, reason="layers that nobody knows are not found in evaluation, loudly"
-)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +119,8 @@ FOUND_UNDER_FSDP2 = pytest.mark.xfail(
     [
         ("ddp", "latent", "SignFunction"),
         ("fsdp2", "latent", "BinaryLinear"),
-        pytest.param("fsdp2", "latent", "SignFunction", marks=FOUND_UNDER_FSDP2),
-        pytest.param("fsdp2", "operand", "Centred", marks=FOUND_UNDER_FSDP2),
+        ("fsdp2", "latent", "SignFunction"),
+        ("fsdp2", "operand", "Centred"),
     ],
 )
 def test_each_process_computes_with_exactly_the_drawn_flips(tmp_path, strategy, how, layer):
