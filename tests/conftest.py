@@ -1,4 +1,5 @@
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -33,3 +34,11 @@ def randomized():
         return model.eval()
 
     return randomize
+
+
+@pytest.fixture(autouse=True)
+def uncompiled_again():
+    """Let no test run into the limit of graphs that others have compiled of the same code."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

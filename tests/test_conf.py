@@ -180,7 +180,7 @@ defaults:
 {groups}
   - _self_
 hydra:
-  searchpath: [pkg://bnnft.conf]
+  searchpath: ["file://{conf}"]
 seed: 3
 """
 
@@ -192,7 +192,7 @@ def test_another_project_uses_the_groups_in_any_order(configured, tmp_path, ber)
     configs = []
     for number, order in enumerate((choices, reversed(choices))):
         groups = "\n".join(f"  - {group}: {choices[group]}" for group in order)
-        (tmp_path / f"project{number}.yaml").write_text(PROJECT.format(groups=groups))
+        (tmp_path / f"project{number}.yaml").write_text(PROJECT.format(groups=groups, conf=ROOT / "conf"))
         config = composed(tmp_path, f"project{number}", {"hydra.runtime.output_dir": tmp_path})
         training, curve = (instantiate(config.callbacks[name]) for name in ("bit_flip_training", "accuracy_over_ber"))
         model = instantiate(config.ber)

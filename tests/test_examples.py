@@ -19,7 +19,7 @@ def run(folder, command, *more):
 def test_the_command_line_of_a_project_takes_the_callbacks_from_yaml(tmp_path):
     """Layers nobody knows are found, flips go in, margins and curves come out, and the checkpoint is the project's."""
     said = run(tmp_path, "fit", "--trainer.max_epochs=2")
-    assert "on 81,920 bits in net.0.weight (found by sign, latent), net.3.weight (found by sign, latent)" in said
+    assert "on 81,920 bits in net.0.weight (found, made), net.3.weight (found, made)" in said
     (log,) = tmp_path.rglob("metrics.csv")
     last = [row for row in csv.DictReader(log.read_text().splitlines()) if row["val_acc"]][-1]
     assert float(last["val_acc"]) > 0.7

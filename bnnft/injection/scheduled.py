@@ -12,6 +12,7 @@ class ScheduledErrors:
         seed: of the flips, for schedules that draw.
 
     Attributes:
+        whole: the error model at its whole rate.
         start: the batch at which the schedule began, ``None`` as long as it waits for a low loss.
 
     Raises:
@@ -25,7 +26,7 @@ class ScheduledErrors:
         if self.schedule is not None:
             error_model.scaled(0.5)  # raises if it has no rate
         self.start: int | None = None if isinstance(schedule, Curriculum) else 0
-        self._whole, self._seed = error_model, seed
+        self.whole, self._seed = error_model, seed
         self._last = 1.0, error_model
 
     def factor(self, batch: int) -> float:
@@ -38,7 +39,7 @@ class ScheduledErrors:
         """Return the error model of a batch."""
         factor = self.factor(batch)
         if factor != self._last[0]:  # a chip keeps its cells as long as its rate stays
-            self._last = factor, self._whole.scaled(factor)
+            self._last = factor, self.whole.scaled(factor)
         return self._last[1]
 
     @property

@@ -201,7 +201,7 @@ class BitFlips:
         if sites:
             bits = sum(site.weight.numel() for site in sites)
             names = ", ".join(f"{site.name} ({'known' if site.known else 'found'}, {site.where})" for site in sites)
-            self._say(f"BitFlipTraining: {self.errors.at(self.batches)} on {bits:,} bits in {names}")
+            self._say(f"BitFlipTraining: {self.errors.whole} on {bits:,} bits in {names}")
         biases = [name for name in finder.biases_left() if name not in self._said]
         if biases:
             self._said.update(biases)
