@@ -119,6 +119,15 @@ def log_neurons(trainer: Trainer, stage: str, neurons: Mapping[str, Mapping[str,
             logger.log_table(f"{stage}/{key}", columns=columns, data=rows)
 
 
+def curve_numbers(curve: BERCurve, drop: float) -> dict[str, float]:
+    """Return the numbers of a curve by their names."""
+    values = dict(zip(curve.names.points(curve.rates), curve.mean, strict=True))
+    if curve.higher_is_better is not None:
+        values[curve.names.tolerable] = curve.tolerable_ber(drop)
+        values[f"{curve.names.tolerable}_is_lower_bound"] = float(curve.is_lower_bound(drop))
+    return values
+
+
 def log_curve(trainer: Trainer, stage: str, curve: BERCurve) -> None:
     """Log a score over BER: as rows with the rate as their own x axis, as a table and as a figure."""
     axis, key = axis_name(curve.axis), f"{stage}/{curve.names.over}"

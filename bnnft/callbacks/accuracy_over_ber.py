@@ -1,12 +1,15 @@
 """Measure accuracy, or another score, under bit errors while Lightning evaluates."""
 
-import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import Metric
@@ -15,13 +18,13 @@ from bnnft.ber import ErrorModel, as_error_model
 from bnnft.evaluation.curve import BERCurve, checked_drop
 from bnnft.evaluation.maps import FaultMaps, Flipping, checked_maps
 from bnnft.evaluation.meter import ScoreMeter
-from bnnft.evaluation.names import CurveNames
+from bnnft.evaluation.names import CurveNames, checked_name
 from bnnft.evaluation.points import curve_axis, error_models
 from bnnft.evaluation.scores import Correct, Predict, SumAndCount, as_score
 from bnnft.injection.activation import Target
-from bnnft.injection.injection import How
+from bnnft.injection.places import How
 from bnnft.injection.sites import Weights
-from bnnft.loggers import announce, log_curve, log_merged, save_curve, say_once
+from bnnft.loggers import announce, curve_numbers, log_curve, log_merged, save_curve, say_once
 
 
 class AccuracyOverBER(Callback):
@@ -39,17 +42,13 @@ class AccuracyOverBER(Callback):
             most (voltages from the highest down); the points of the error model if ``None``.
         maps: fault maps at each rate, >= 1. A fixed chip has one, which is run once however many are asked for.
         error_model: whose parameter ``axis`` takes the rates; independent flips if ``None``.
-        axis: the parameter of the error model that ``rates`` sets, its own axis if ``None``; with ``axis="voltage"`` it
-            logs ``test/acc_voltage_0p55`` and so on.
+        axis: the parameter of the error model that ``rates`` sets, its own if ``None``; part of what is logged.
         seed: of the fault maps, >= 0; the same as ``seed`` of :func:`bnnft.flipped`.
-        drop: that ``test/tolerable_ber`` allows, a fraction for accuracies; of a score whose lower values are better
-            the rise that it allows.
+        drop: that ``test/tolerable_ber`` allows, a fraction for accuracies; a rise where lower scores are better.
         validation_maps: fault maps of ``val/acc_faulty``, >= 1.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         target: flip ``"weights"``, ``"activations"`` (anew in each batch) or ``"both"``.
-        activations: patterns of the names of modules that put out two values; all known ones (of bnnft.nn, brevitas and
-            bitorch) if ``None``.
-        how: where bits are flipped, see :func:`bnnft.flipped`.
+        activations, how: see :func:`bnnft.flipped`.
         correct: ``correct(module, batch)`` returns a bool for each answer; without it batches are
             ``(inputs, targets)``, ``module(inputs)`` returns class scores of shape (N, C, ...) and targets are integers
             of shape (N, ...).
@@ -58,8 +57,7 @@ class AccuracyOverBER(Callback):
         predict: ``predict(module, batch)`` returns what the metric is updated with, a tuple ``(predictions, targets)``
             or a dict of keyword arguments; ``(module(inputs), targets)`` if ``None``.
         higher_is_better: of a score that is a function; without it there is no tolerable BER. A metric says it itself.
-        name: stands before the names of all that is logged, ``test/NAME_acc_ber_0p01``; what tells several callbacks
-            of this kind apart.
+        name: before the names of all that is logged, ``test/NAME_acc_ber_0p01``: tells several of this kind apart.
         save_dir: folder for the curve as ``accuracy_over_ber.csv``, ``.png`` and ``.svg``; none if ``None``.
 
     Raises:
@@ -101,12 +99,10 @@ class AccuracyOverBER(Callback):
         self._flipping = Flipping(seed, weights, target, activations, how)
         self._score = as_score(score, predict, correct, higher_is_better)
         checked_drop(drop, self._score.bounds)
-        if name is not None and not re.fullmatch(r"[\w-]+", name):
-            raise ValueError(f"name must be made of letters, digits, _ and -, got {name!r}")
-        self.drop, self.name = drop, name or ""
+        self.drop, self.name = drop, checked_name(name)
         self.save_dir = None if save_dir is None else Path(save_dir)
         self.curve: BERCurve | None = None
-        self._meter: ScoreMeter | None = None
+        self._measurement = _Measurement()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh, and say what published figures the flips stand for.
@@ -114,20 +110,20 @@ class AccuracyOverBER(Callback):
         Raises:
             ValueError: another callback logs under the same names.
         """
-        self._meter = None
+        self._measurement = _Measurement()
         if stage in ("fit", "test"):
             self.curve = None
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        same = [callback for callback in callbacks if isinstance(callback, AccuracyOverBER)]
-        for one, other in combinations(same, 2):
-            if shared := one._log_names() & other._log_names():
-                raise ValueError(f"two AccuracyOverBER would log {min(shared)!r}: give one of them a name=...")
+        _check_names(trainer)
         if self.error_model is not None:
             announce(trainer, self.error_model)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise ValueError for patterns that match nothing, before anything is trained."""
+        FaultMaps(pl_module, [], 1, self._flipping)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the fault maps of the error model itself; before training look at the answers alone."""
-        if self.error_model is not None:
+        if self.error_model is not None and not self._measurement.has_failed:
             self._start(pl_module, [] if trainer.sanity_checking else [self.error_model], self.validation_maps)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,70 +134,112 @@ class AccuracyOverBER(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Run the batch under every fault map."""
-        self._run(trainer, batch)
+        with self._measurement.sparing(trainer, f"val/{self.names.faulty}"):
+            self._measurement.run(trainer, batch)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Run the batch under every fault map."""
-        self._run(trainer, batch)
+        self._measurement.run(trainer, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the score under the error model."""
-        if trainer.sanity_checking:
-            self._meter = None
-        elif self._meter is not None:
-            score = self._finish(trainer, [0.0]).mean[0]
-            log_merged(pl_module, {f"val/{self._names.faulty}": score}, prog_bar=True)
+        name = f"val/{self.names.faulty}"
+        if self.error_model is not None and self._measurement.is_whole(trainer):
+            with self._measurement.sparing(trainer, name):
+                score = self._measurement.finish(trainer, [0.0], self).mean[0]
+                log_merged(pl_module, {name: score}, prog_bar=True)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the curve, and save it."""
-        if self._meter is None:
+        if self._measurement.meter is None:
             return
-        self.curve = curve = self._finish(trainer, self.rates)
-        values = dict(zip(curve.names.points(curve.rates), curve.mean, strict=True))
-        if curve.higher_is_better is not None:
-            values[curve.names.tolerable] = curve.tolerable_ber(self.drop)
-            values[f"{curve.names.tolerable}_is_lower_bound"] = float(curve.is_lower_bound(self.drop))
-        log_merged(pl_module, {f"test/{name}": value for name, value in values.items()})
+        self.curve = curve = self._measurement.finish(trainer, self.rates, self)
+        log_merged(pl_module, {f"test/{name}": value for name, value in curve_numbers(curve, self.drop).items()})
         if trainer.is_global_zero:
             log_curve(trainer, "test", curve)
             if self.save_dir is not None:
                 save_curve(curve, self.save_dir)
 
-    def on_exception(self, *args: Any, **kwargs: Any) -> None:
-        """Forget what was half measured."""
-        self._meter = None
-
     def teardown(self, *args: Any, **kwargs: Any) -> None:
-        """Let go of the module."""
-        self._meter = None
+        """Let go of the module, and forget what was half measured."""
+        self._measurement.meter = None
+
+    on_exception = teardown
 
     @property
-    def _names(self) -> CurveNames:
+    def names(self) -> CurveNames:
+        """How the curve and its parts are called in logs and files."""
         return CurveNames(self._score.name, self.axis, self.name)
 
-    def _log_names(self) -> set[str]:
-        """Return the names of all that is logged and written."""
-        names = self._names
-        logged = {*names.points(self.rates), names.over, names.tolerable, names.table, names.figure}
-        own = {f"test/{name}" for name in logged}
-        own |= {f"val/{names.faulty}"} if self.error_model is not None else set()
-        return own | ({str(self.save_dir / names.file)} if self.save_dir is not None else set())
-
     def _start(self, pl_module: LightningModule, models: Sequence[ErrorModel], maps: int) -> None:
-        self._meter = ScoreMeter(self._score, FaultMaps(pl_module, models, maps, self._flipping))
+        self._measurement.meter = ScoreMeter(self._score, FaultMaps(pl_module, models, maps, self._flipping))
 
-    def _run(self, trainer: Trainer, batch: Any) -> None:
-        if self._meter is not None:
+
+class _Measurement:
+    """The meter of an evaluation, and what a trainer does with it.
+
+    Attributes:
+        meter: ``None`` where nothing is measured.
+        has_failed: it could not be measured in this fit.
+    """
+
+    def __init__(self) -> None:
+        self.meter: ScoreMeter | None = None
+        self.has_failed = False
+
+    def run(self, trainer: Trainer, batch: Any) -> None:
+        """Run the batch under every fault map."""
+        if self.meter is not None:
             with isolate_rng():
                 # autocast keeps the cast of a weight for as long as it is entered: once for each run, then
-                self._meter.update(batch, trainer.precision_plugin.forward_context)
+                self.meter.update(batch, trainer.precision_plugin.forward_context)
 
-    def _finish(self, trainer: Trainer, rates: Sequence[float]) -> BERCurve:
-        meter, self._meter = self._meter, None
+    def finish(self, trainer: Trainer, rates: Sequence[float], callback: AccuracyOverBER) -> BERCurve:
+        """Return the curve over the data of all processes."""
+        meter, self.meter = self.meter, None
         assert meter is not None
         meter.merge(lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"))
         if meter.remark:
-            say_once(trainer, f"AccuracyOverBER {self.name}", f"AccuracyOverBER: {meter.remark}", rank_zero_warn)
-        return meter.curve(rates, self.axis, self.name)
+            say_once(trainer, f"AccuracyOverBER {callback.name}", f"AccuracyOverBER: {meter.remark}", rank_zero_warn)
+        return meter.curve(rates, callback.axis, callback.name)
+
+    def is_whole(self, trainer: Trainer) -> bool:
+        """Return whether an epoch of validation was measured on all processes, which must all ask."""
+        if trainer.sanity_checking:
+            self.meter = None
+            return False
+        failed = torch.tensor(float(self.has_failed), device=trainer.strategy.root_device)
+        self.has_failed = bool(trainer.strategy.reduce(failed, reduce_op="sum"))
+        return not self.has_failed
+
+    @contextmanager
+    def sparing(self, trainer: Trainer, name: str) -> Iterator[None]:
+        """Let no error end a training that has begun: what can't be measured is left out for the rest of it."""
+        try:
+            yield
+        except Exception as error:
+            if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+                raise
+            self.meter, self.has_failed = None, True
+            warnings.warn(f"AccuracyOverBER leaves out {name} from now on: {error}", stacklevel=2)
+
+
+def _check_names(trainer: Trainer) -> None:
+    """Raise ValueError if two callbacks of a trainer log under the same names, or write the same files."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for one, other in combinations([each for each in callbacks if isinstance(each, AccuracyOverBER)], 2):
+        if shared := _written(one) & _written(other):
+            raise ValueError(f"two AccuracyOverBER would log {min(shared)!r}: give one of them a name=...")
+
+
+def _written(callback: AccuracyOverBER) -> set[str]:
+    """Return the names of all that a callback logs and writes."""
+    names = callback.names
+    written = {f"test/{name}" for name in names.all(callback.rates)}
+    if callback.error_model is not None:
+        written.add(f"val/{names.faulty}")
+    if callback.save_dir is not None:
+        written.add(str(callback.save_dir / names.file))
+    return written

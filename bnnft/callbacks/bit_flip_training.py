@@ -8,9 +8,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, checked_choice
-from bnnft.injection.activation import Target, checked_target
-from bnnft.injection.injection import How
+from bnnft.ber import ErrorModel, Schedule, as_error_model, checked_choice
+from bnnft.evaluation.maps import Flipping
+from bnnft.injection.activation import Target
+from bnnft.injection.places import How
 from bnnft.injection.scheduled import ScheduledErrors
 from bnnft.injection.sites import Weights
 from bnnft.injection.training import Batch, BitFlips
@@ -39,24 +40,19 @@ class BitFlipTraining(Callback):
             RandBET, at twice the forwards and backwards. Batch norms and hooks of a backward see both passes; nothing
             else of the second one stays but its gradient: no counters, no lists, no logs.
         seed: of the random bits, >= 0.
-        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`; all that are found
-            if ``None``.
-        how: where bits are flipped: ``"operand"``, where they are made, in every use and without a write to a
-            parameter; ``"latent"``, in the signs of latent weights; ``"auto"``, where they are made, and in compiled
-            modules in latents whose signs are the bits.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`; all if ``None``.
+        how: where bits are flipped, ``"auto"``, ``"operand"`` or ``"latent"``, see :func:`bnnft.flipped`.
         biases: flip binary biases too.
         schedule: of the rate over training, of :mod:`bnnft.ber.schedule`; logs ``train/ber_factor``.
         target: flip ``"weights"``, ``"activations"``, the binary outputs of modules, or ``"both"``.
-        activations: patterns of the names of modules that put out two values; all known ones (of bnnft.nn, brevitas and
-            bitorch) if ``None``.
+        activations: patterns of the names of modules that put out two values; all known ones if ``None``.
 
     Attributes:
         training: the flips of the run: what is found, drawn and proven.
 
     Raises:
         TypeError, ValueError: an argument is out of range; after the first batch, the model has no such weights.
-        RuntimeError: a layer did not compute with the drawn flips, with how many bits were missed or flipped unasked;
-            the weights are sharded by FSDP1 or ZeRO-3.
+        RuntimeError: a layer did not compute with the drawn flips; the weights are sharded by FSDP1 or ZeRO-3.
 
     Source: Hirtzlin et al. 2019, arXiv 1904.03652; Buschjaeger et al. 2020, arXiv 2002.00909; the average of two
     passes: Stutz et al. 2021, arXiv 2006.13977.
@@ -80,14 +76,11 @@ class BitFlipTraining(Callback):
         activations: Sequence[str] | None = None,
     ) -> None:
         self.error_model = as_error_model(error_model)
-        Key(seed)  # raises if the seed is none
         checked_choice(gradient, Gradient, "gradient")
-        checked_choice(how, How, "how")
-        checked_target(target)
         ScheduledErrors(self.error_model, schedule, seed)  # raises if the error model has no rate to move
         self.gradient = gradient
-        self._options = {"seed": seed, "weights": weights, "how": how, "biases": biases, "schedule": schedule}
-        self._options |= {"target": target, "activations": activations}
+        own = {"biases": biases, "schedule": schedule}
+        self._options: dict[str, Any] = own | vars(Flipping(seed, weights, target, activations, how))
         self.training: BitFlips | None = None
         self._batch: Batch | None = None
         self._second: tuple[Any, int] | None = None  # the batch, where a pass without flips follows each with flips
@@ -98,27 +91,20 @@ class BitFlipTraining(Callback):
     @property
     def state_key(self) -> str:
         """Identify this callback in a checkpoint, also beside another one of its kind."""
-        weights = self._options["weights"]
-        weights = getattr(weights, "__qualname__", weights)  # of a function: the same in every process
-        parts = {"error_model": repr(self.error_model), "seed": self._options["seed"], "weights": weights}
-        return self._generate_state_key(**parts, target=self._options["target"])
+        parts = {name: self._options[name] for name in ("seed", "weights", "target")}
+        parts["weights"] = getattr(parts["weights"], "__qualname__", parts["weights"])  # the same in every process
+        return self._generate_state_key(error_model=repr(self.error_model), **parts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of batches that are done, where their flips go, and when a curriculum began."""
         if self.training is None:
             return self._state
-        done = self.training.batches if self._batch is None else self._batch.number + self._is_processed()
+        done = self.training.batches if self._batch is None else self._batch.number + _is_processed(self._trainer)
         return self.training.state_dict() | {"draws": done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the batches that were done before the checkpoint."""
         self._state = dict(state_dict)
-
-    def _is_processed(self) -> bool:
-        """Return whether Lightning counts the running batch as done: a run that resumes goes on after it."""
-        assert self._trainer is not None
-        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
-        return bool(progress.processed == progress.ready)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh, and say what published figures the flips stand for."""
@@ -128,18 +114,10 @@ class BitFlipTraining(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the weights of known layers, and the activations."""
-        if self.gradient == "average" and not pl_module.automatic_optimization:
-            raise RuntimeError("gradient='average' runs each batch twice, which manual optimization has to do itself")
-        if flattened := flattened_by(trainer.strategy.model or pl_module):
-            raise RuntimeError(
-                f"BitFlipTraining can't work under {flattened}: it flattens weights of several layers into shards, "
-                "where no bit has a place of its own. DDP and FSDP2 (ModelParallelStrategy) work"
-            )
-        gradient: Any = "straight_through" if self.gradient == "average" else self.gradient
-        options: dict[str, Any] = self._options
-        self.training = BitFlips(
-            pl_module, self.error_model, gradient=gradient, say=rank_zero_info, warn=rank_zero_warn, **options
-        )
+        _check_trainer(trainer, pl_module, self.gradient)
+        gradient = "straight_through" if self.gradient == "average" else self.gradient
+        options = self._options | {"gradient": gradient, "say": rank_zero_info, "warn": rank_zero_warn}
+        self.training = BitFlips(pl_module, self.error_model, **options)
         if self._state:
             self.training.load_state_dict(self._state)
 
@@ -150,9 +128,9 @@ class BitFlipTraining(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Flip the bits of this batch."""
+        self._cancel()
         training = self.training
         assert training is not None
-        self._cancel()
         self._batch = Batch(training)
         self._batch.begin()
         if training.errors.schedule is not None:
@@ -170,14 +148,7 @@ class BitFlipTraining(Callback):
             return
         self._batch.cancel()
         self._in_second = True
-        several = len(inspect.signature(pl_module.training_step).parameters) > 1
-        # statistics are of all that the network is trained on; what the step keeps is of the batch, which is one
-        norms = [part for part in pl_module.modules() if hasattr(part, "running_mean")]
-        with unlogged(trainer, pl_module), unchanged(pl_module, skip=norms):
-            result: Any = trainer.strategy.training_step(*self._second[: 1 + several])
-            loss = result["loss"] if isinstance(result, dict) else result
-            # with the hooks of a backward pass, which halve it
-            trainer.strategy.backward(loss / trainer.accumulate_grad_batches, trainer.optimizers[0])
+        _run_clean(trainer, pl_module, *self._second)
         self._in_second = False
         self._batch.resume()  # for optimizers that evaluate a batch several times
 
@@ -188,35 +159,60 @@ class BitFlipTraining(Callback):
         if self._batch is not None and self.training is not None:
             self._batch.finish()
             self._batch = self._second = None
-            self._learn_loss(trainer, self.training, outputs)
-
-    def on_train_epoch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Restore if the batch was skipped after its start."""
-        self._cancel()
-
-    def on_exception(self, *args: Any, **kwargs: Any) -> None:
-        """Restore."""
-        self._cancel()
+            _learn_loss(trainer, self.training, outputs)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Restore."""
         self._cancel()
+
+    on_exception = teardown
+    on_train_epoch_end = teardown  # a batch may be skipped after its start
 
     def _cancel(self) -> None:
         if self._batch is not None:
             self._batch.cancel()
         self._batch, self._second, self._in_second = None, None, False
 
-    @staticmethod
-    def _learn_loss(trainer: Trainer, training: BitFlips, outputs: Any) -> None:
-        """Tell a curriculum the loss of a batch, the mean over all processes."""
-        if not training.errors.waits:
-            return
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if not isinstance(loss, Tensor):
-            if outputs:
-                raise ValueError(f"Curriculum needs training_step to return the loss, got {type(outputs).__name__}")
-            return
-        mean: Any = trainer.strategy.reduce(loss.detach(), reduce_op="mean")
-        # Lightning hands it over divided, with automatic optimization (with manual one this is 1)
-        training.errors.learn(float(mean) * trainer.accumulate_grad_batches, training.batches)
+
+def _check_trainer(trainer: Trainer, pl_module: LightningModule, gradient: Gradient) -> None:
+    """Raise RuntimeError where bits can't be flipped, or the gradient can't be averaged."""
+    if gradient == "average" and not pl_module.automatic_optimization:
+        raise RuntimeError("gradient='average' runs each batch twice, which manual optimization has to do itself")
+    if flattened := flattened_by(trainer.strategy.model or pl_module):
+        raise RuntimeError(
+            f"BitFlipTraining can't work under {flattened}: it flattens weights of several layers into shards, "
+            "where no bit has a place of its own. DDP and FSDP2 (ModelParallelStrategy) work"
+        )
+
+
+def _is_processed(trainer: Trainer | None) -> bool:
+    """Return whether Lightning counts the running batch as done: a run that resumes goes on after it."""
+    assert trainer is not None
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.processed == progress.ready)
+
+
+def _run_clean(trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    """Run forward and backward of a batch once more; nothing of it stays but the gradient, and batch norms."""
+    several = len(inspect.signature(pl_module.training_step).parameters) > 1
+    # statistics are of all that the network is trained on; what the step keeps is of the batch, which is one
+    norms = [part for part in pl_module.modules() if hasattr(part, "running_mean")]
+    with unlogged(trainer, pl_module), unchanged(pl_module, skip=norms):
+        result: Any = trainer.strategy.training_step(*([batch, batch_idx] if several else [batch]))
+        loss = result["loss"] if isinstance(result, dict) else result
+        # with the hooks of a backward pass, which halve it
+        trainer.strategy.backward(loss / trainer.accumulate_grad_batches, trainer.optimizers[0])
+
+
+def _learn_loss(trainer: Trainer, training: BitFlips, outputs: Any) -> None:
+    """Tell a curriculum the loss of a batch, the mean over all processes."""
+    if not training.errors.waits:
+        return
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    if not isinstance(loss, Tensor):
+        if outputs:
+            raise ValueError(f"Curriculum needs training_step to return the loss, got {type(outputs).__name__}")
+        return
+    mean: Any = trainer.strategy.reduce(loss.detach(), reduce_op="mean")
+    # Lightning hands it over divided, with automatic optimization (with manual one this is 1)
+    training.errors.learn(float(mean) * trainer.accumulate_grad_batches, training.batches)

@@ -118,13 +118,11 @@ class ToleranceMetrics(Callback):
         """Log the metrics of the epoch."""
         self._log(trainer, pl_module, "test")
 
-    def on_exception(self, *args: Any, **kwargs: Any) -> None:
-        """Stop watching."""
-        self._stop()
-
     def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Stop watching."""
         self._stop()
+
+    on_exception = teardown
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()

@@ -16,7 +16,7 @@ from bnnft.evaluation.meter import ScoreMeter
 from bnnft.evaluation.points import curve_axis, error_models
 from bnnft.evaluation.scores import Correct, Predict, SumAndCount, as_score
 from bnnft.injection.activation import Target
-from bnnft.injection.injection import How
+from bnnft.injection.places import How
 from bnnft.injection.sites import Weights
 
 if TYPE_CHECKING:  # importing it takes matplotlib along

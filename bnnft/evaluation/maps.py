@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from bnnft.ber import ErrorModel, Key, checked_choice
 from bnnft.injection.activation import Target, checked_target
-from bnnft.injection.injection import How, Injection, draw_flips, is_none
+from bnnft.injection.injection import Injection, draw_flips, is_none
 from bnnft.injection.operand import Drawn
+from bnnft.injection.places import How
 from bnnft.injection.sites import Weights, no_sites
 from bnnft.tracing.compiled import compiled_modules
 

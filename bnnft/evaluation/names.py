@@ -1,9 +1,17 @@
 """How a curve and its parts are called in logs, files and results."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bnnft.plots import axis_name, distinct_numbers
+
+
+def checked_name(name: str | None) -> str:
+    """Return the name of a curve, empty for ``None``; raises ValueError unless it can stand in a log."""
+    if name is not None and not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"name must be made of letters, digits, _ and -, got {name!r}")
+    return name or ""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,10 @@ class CurveNames:
             (['acc_ber_0', 'acc_ber_0p05'], ['acc_ber_0p1', 'acc_ber_0p1000001'])
         """
         return [self._own(f"{self._short}_{self._axis}_{rate}").replace(".", "p") for rate in distinct_numbers(rates)]
+
+    def all(self, rates: Sequence[float]) -> set[str]:
+        """Return all names of a curve at these rates in a log."""
+        return {*self.points(rates), self.over, self.tolerable, self.table, self.figure}
 
     @property
     def over(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnft.ber import ErrorModel, Key, checked_choice, checked_flips
-from bnnft.injection.operand import exchanged
+from bnnft.injection.exchange import exchanged
 from bnnft.nn import BinaryActivation
 from bnnft.tracing.compiled import uncompiled
 

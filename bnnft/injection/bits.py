@@ -5,7 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bnnft.tracing.binary import TwoValues, sides_of
 from bnnft.tracing.elements import Elements
+from bnnft.tracing.origins import Origins
+from bnnft.tracing.sharding import whole
+
+# operations whose weights have their neurons in rows
+_ROWS = ("linear", "conv", "bilinear", "multi_head_attention_forward", "lstm", "gru", "rnn")
 
 
 class Mark(NamedTuple):
@@ -53,3 +59,34 @@ def few_values(operand: Tensor, most: int) -> bool:
         if values.numel() <= most or values.unique().numel() > most:
             return False
     return True
+
+
+def form_of(operand: Tensor, operation: str, first: bool, found: TwoValues | None) -> tuple[int, Tensor | None]:
+    """Return the number of weights of an output neuron, and half the distance of its two values where that is not 1.
+
+    Args:
+        operand: that an operation combines with the batch.
+        operation: its name.
+        first: the operand is its first one.
+        found: the two values of the operand.
+    """
+    neurons = 0 if operation.startswith(_ROWS) else (-2 if first and operand.dim() > 1 else -1)
+    count = operand.shape[neurons] if operand.dim() else 1
+    scale = None
+    if found is not None and operand.dim() > 1:
+        half = found.half.expand_as(operand).movedim(neurons, 0).reshape(count, -1).amax(1)
+        scale = None if bool((half == 1).all()) else half
+    return operand.numel() // max(count, 1), scale
+
+
+def compared_with_latent(
+    origins: Origins, owner: str, operand: Tensor, found: TwoValues | None, signs: Tensor
+) -> tuple[bool, int]:
+    """Return whether an operand has the signs of its latent weight, and what is made of a latent of 0."""
+    parameter = origins.parameters[owner]
+    if found is None or (there := origins.at(operand, signs, Elements(owner))) is None:
+        return False, 1
+    sides, shape = sides_of(operand, found), whole(parameter).shape
+    zeros = sides[there == 0]
+    hidden = any(isinstance(value, Tensor) and value.shape == shape for value in vars(parameter).values())
+    return not hidden and bool((sides * there >= 0).all()), int(zeros[0]) if len(zeros) else 1

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnnft.injection.bits import Bits, Mark, Use, few_values
+from bnnft.injection.bits import Bits, Mark, Use, compared_with_latent, few_values, form_of
 from bnnft.injection.proof import Proof
-from bnnft.injection.sites import Site, Weights, binarized_weights, known_sites
+from bnnft.injection.sites import Site, Weights, binarized_weights, first_names, known_sites
 from bnnft.tracing.binary import TwoValues, differs_at_once, same_sides, sides_of, two_values
 from bnnft.tracing.elements import Elements
 from bnnft.tracing.origins import Origin
@@ -20,8 +20,6 @@ from bnnft.tracing.sharding import whole
 from bnnft.tracing.tracking import LINEAR_MAPS
 
 _LEVELS = 16  # values of a weight that is made of several bits, at most
-# operations whose weights have their neurons in rows
-_ROWS = ("linear", "conv", "bilinear", "multi_head_attention_forward", "lstm", "gru", "rnn")
 
 
 class Finder(Provenance):
@@ -54,40 +52,22 @@ class Finder(Provenance):
 
     def sites(self) -> list[Site]:
         """Return the sites of the model: known and named ones, and what else it computed with in binary."""
-        first = self.first_names()
+        first = first_names(self.model)
         chosen = {first[site.name]: site for site in known_sites(self.model, self._weights)}
         found = []
         for position, (name, weight) in enumerate(self.model.named_parameters()):
             use, site = self.uses.get(name), chosen.get(name)
             if site is None and use is not None and self._weights is None and (weight.dim() > 1 or self._biases):
                 site = Site(name, weight, position)
-            if site is not None and use is not None:
-                where = "stored" if use.stored and not site.known else site.where
-                zero = site.zero if site.known else use.zero
-                like = (site.known or use.like_latent) and name not in self.floats
-                site = site._replace(where=where, zero=zero, layer=use.layer, fan_in=use.fan_in, like_latent=like)
-                site = site._replace(scale=use.scale)
             if site is not None:
-                found.append(site)
+                found.append(site if use is None else _as_used(site, use, name in self.floats))
         return found
-
-    def renew(self) -> None:
-        """Take note of other parameters than before."""
-        self.__init__(self.model, self._weights, self._biases)  # type: ignore[misc]
-
-    def first_names(self) -> dict[str, str]:
-        """Return for each name of a parameter the one by which it is known here, which is the first of a tied one."""
-        first = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        named = self.model.named_parameters(remove_duplicate=False)
-        return {name: first[id(parameter)] for name, parameter in named}
 
     def biases_left(self) -> list[str]:
         """Return the names of binary parameters of one dimension that do not count as sites."""
-        return (
-            []
-            if self._biases or self._weights is not None
-            else [n for n in self.uses if self.origins.parameters[n].dim() < 2]
-        )
+        if self._biases or self._weights is not None:
+            return []
+        return [name for name in self.uses if self.origins.parameters[name].dim() < 2]
 
     def settle(self) -> None:
         """Take what else was made of a parameter in use for bits, if it has the same sides."""
@@ -101,8 +81,10 @@ class Finder(Provenance):
 
     # --- watching ---------------------------------------------------------------------------------------------
 
-    def made(self, result: Tensor, operation: str, elements: Elements) -> tuple[Tensor, Any]:
+    def made(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Look at a float tensor that was made of parameters, element by element."""
+        if origin.marks:
+            return self.remade(result, operation, elements, origin)
         if result.numel() < 2 or differs_at_once(result):
             return result, None
         mark = Mark(self.place, operation, tuple(result.shape), tuple(elements.owners(self.origins)))
@@ -117,6 +99,10 @@ class Finder(Provenance):
         self.bits[mark] = Bits(found.symmetric, feeds, sides_of(result, found), elements)
         result = self.flipped(result, elements, mark, found)
         return result, mark
+
+    def remade(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
+        """Return what is to be used in place of a tensor that was made of bits, and a mark if it is to have its own."""
+        return result, None
 
     def flipped(self, result: Tensor, elements: Elements, mark: Mark, found: TwoValues) -> Tensor:
         """Return what is to be used in place of a tensor that holds bits."""
@@ -158,10 +144,8 @@ class Finder(Provenance):
             if few_values(operand, _LEVELS):  # sums with bits of what other bits have left
                 self.not_float(operand)
             return
-        feeding = [
-            mark for mark in marks if found is not None and self._shows(operand, found, self.bits[mark])
-        ] or marks
-        for mark in feeding:
+        shown = [mark for mark in marks if found is not None and self._shows(operand, found, self.bits[mark])]
+        for mark in shown or marks:
             self.bits[mark] = self.bits[mark]._replace(feeds=True)
             for owner in mark.owners:
                 self._add(owner, operand, operation, first, found, stored=False)
@@ -170,53 +154,31 @@ class Finder(Provenance):
 
     def _shows(self, operand: Tensor, found: TwoValues, bits: Bits) -> bool:
         """Return whether an operand has the sides of a tensor of bits, up to the sign of a scale."""
-        expected = None if bits.sides is None else self.at(operand, bits.sides, bits.elements)
+        expected = None if bits.sides is None else self.origins.at(operand, bits.sides, bits.elements)
         return expected is not None and same_sides(sides_of(operand, found), expected)
-
-    def at(self, operand: Tensor, sides: Tensor, elements: Elements | None) -> Tensor | None:
-        """Return sides of elements of parameters where these elements are in an operand, if it is known."""
-        there = self.origins.elements(operand)
-        if there is None or elements is None:
-            return None
-        if there == elements and operand.shape == sides.shape:
-            return sides
-        places = there.places(self.origins, operand.shape, operand.device)
-        size = sum(parameter.numel() for parameter in self.origins.parameters.values())
-        whole = torch.zeros(size + 1, dtype=torch.int8, device=operand.device)  # the last of constants
-        whole[elements.places(self.origins, sides.shape, sides.device).reshape(-1)] = sides.reshape(-1)
-        return whole[places]
 
     def _add(
         self, owner: str, operand: Tensor, operation: str, first: bool, found: TwoValues | None, stored: bool
     ) -> None:
         """Take note of the first use of a parameter's bits, and of whether all are like the latent's signs."""
-        neurons = 0 if operation.startswith(_ROWS) else (-2 if first and operand.dim() > 1 else -1)
-        count = operand.shape[neurons] if operand.dim() else 1
-        like, zero = self._compared_with_latent(owner, operand, found)
+        like, zero = compared_with_latent(self.origins, owner, operand, found, self.signs(owner))
         if owner in self.uses:
             self.uses[owner] = self.uses[owner]._replace(like_latent=self.uses[owner].like_latent and like)
-            return
-        fan_in, scale = operand.numel() // max(count, 1), None
-        if found is not None and operand.dim() > 1:
-            half = found.half.expand_as(operand).movedim(neurons, 0).reshape(count, -1).amax(1)
-            scale = None if bool((half == 1).all()) else half.clone()
-        self.uses[owner] = Use(self.place, fan_in, scale, stored, like, zero, owner in self.origins.written)
+        else:
+            fan_in, scale = form_of(operand, operation, first, found)
+            self.uses[owner] = Use(self.place, fan_in, scale, stored, like, zero, owner in self.origins.written)
 
     def signs(self, owner: str) -> Tensor:
         """Return the signs of a parameter, int8, as its bits are to be if they are like them."""
         return whole(self.origins.parameters[owner]).sign().to(torch.int8)
 
-    def _compared_with_latent(self, owner: str, operand: Tensor, found: TwoValues | None) -> tuple[bool, int]:
-        """Return whether an operand has the signs of its latent weight, and what is made of a latent of 0."""
-        latent, signs = whole(self.origins.parameters[owner]), self.signs(owner)
-        if found is None or (there := self.at(operand, signs, Elements(owner))) is None:
-            return False, 1
-        sides = sides_of(operand, found)
-        zeros = sides[there == 0]
-        hidden = any(
-            isinstance(v, Tensor) and v.shape == latent.shape for v in vars(self.origins.parameters[owner]).values()
-        )
-        return not hidden and bool((sides * there >= 0).all()), int(zeros[0]) if len(zeros) else 1
+
+def _as_used(site: Site, use: Use, is_float: bool) -> Site:
+    """Return a site with what was seen of its use; of a known layer it is known how the bits are made."""
+    where = "stored" if use.stored and not site.known else site.where
+    like, zero = (site.known or use.like_latent) and not is_float, site.zero if site.known else use.zero
+    site = site._replace(where=where, zero=zero, like_latent=like)
+    return site._replace(layer=use.layer, fan_in=use.fan_in, scale=use.scale)
 
 
 def find_binarized_weights(

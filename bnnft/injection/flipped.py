@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from bnnft.ber import ErrorModel, Key, as_error_model, checked_choice
 from bnnft.injection.activation import Target
-from bnnft.injection.injection import How, Injection, draw_flips, draw_site
+from bnnft.injection.injection import Injection, draw_flips, draw_site
 from bnnft.injection.operand import Drawn
+from bnnft.injection.places import How
 from bnnft.injection.sites import Weights, no_sites
 from bnnft.tracing.compiled import compiled_modules
 

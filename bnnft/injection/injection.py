@@ -2,7 +2,8 @@
 
 from collections.abc import Container, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,12 +14,11 @@ from bnnft.injection.activation import ActivationFlips, Target, checked_target, 
 from bnnft.injection.latent import LatentFlips
 from bnnft.injection.layer import LayerFlips
 from bnnft.injection.operand import Drawn, OperandFlips
+from bnnft.injection.places import How, moved, no_latent, placed
 from bnnft.injection.proof import Proof
-from bnnft.injection.sites import Site, Weights, known_sites, moved_sites
+from bnnft.injection.sites import Site, Weights, first_names, known_sites, moved_sites
 from bnnft.tracing.compiled import compiled_modules
 from bnnft.tracing.sharding import whole
-
-How = Literal["auto", "operand", "latent"]
 
 
 def draw_flips(sites: Sequence[Site], error_model: ErrorModel, key: Key) -> dict[str, Drawn]:
@@ -47,10 +47,6 @@ def draw_site(site: Site, error_model: ErrorModel, key: Key) -> Drawn:
 def is_none(flips: Drawn) -> bool:
     """Return whether no bit is flipped."""
     return isinstance(flips, Tensor) and flips.numel() == 0
-
-
-# whose flips a model runs with now
-_OPEN: MutableMapping[nn.Module, list["Injection"]] = WeakKeyDictionary()
 
 
 class Injection:
@@ -92,7 +88,8 @@ class Injection:
         self.model, self.how, self.target, self._exact, self._weights = model, how, target, exact, weights
         self.neurons = [] if target == "weights" else find_activations(model, activations)
         self.proof = Proof()
-        self.finder = OperandFlips(model, weights, biases, exact)
+        self._finder = partial(OperandFlips, model, weights, biases, exact)
+        self.finder = self._finder()
         self.sites = [] if target == "activations" else self.placed(known_sites(model, weights))
 
     def learn(self, left_out: Container[str] = ()) -> None:
@@ -108,7 +105,7 @@ class Injection:
             if known is not None and known.where in ("made", "stored") and site.where == "layer":
                 found[number] = site._replace(where=known.where)  # the layer is not its only use
             elif self.how == "latent" and site.like_latent is False:
-                raise _no_latent(f"{site.name}: its operand has other signs, or it is used as a float too")
+                raise no_latent(f"{site.name}: its operand has other signs, or it is used as a float too")
         self.finder.settle()
         self.sites = found
 
@@ -131,59 +128,18 @@ class Injection:
         return bool(self.proof.faults)
 
     def flip_where_made(self, faults: Mapping[str, str]) -> None:
-        """Flip the bits of some sites where they are made, and no longer in the layer or the latent.
-
-        Args:
-            faults: what is wrong with the flips of sites, by their names.
-
-        Raises:
-            RuntimeError: they are flipped there already, or the latent was asked for.
-        """
-        for number, site in enumerate(self.sites):
-            if site.name not in faults:
-                continue
-            if self.how == "latent":
-                raise _no_latent(faults[site.name])
-            if site.where not in ("layer", "latent"):
-                raise RuntimeError(
-                    f"these layers do not compute with the drawn flips ({faults[site.name]}): leave them out with "
-                    "weights=[...]"
-                )
-            self.sites[number] = site._replace(where="made")
-
-    def _leave(self, contexts: Sequence[Any]) -> None:
-        """Leave contexts, entered or not; each leaves nothing behind when it is asked again."""
-        _OPEN[self.model] = [other for other in _OPEN.get(self.model, []) if other is not self]
-        with ExitStack() as stack:
-            for context in contexts:
-                stack.push(context)
-
-    def _overlaps(self) -> bool:
-        """Return whether others flip bits of the model now; what they flip is no fault of theirs or ours."""
-        others = _OPEN.get(self.model, [])
-        for other in others:
-            other.finder.proof = None
-        return bool(others)
+        """Flip the bits of some sites where they are made from now on; see :func:`bnnft.injection.places.moved`."""
+        self.sites = moved(self.sites, faults, self.how)
 
     def renew(self) -> None:
         """Take note of other parameters than before; what is no longer there is forgotten."""
-        self.finder.renew()
+        self.finder = self._finder()
         known = known_sites(self.model, self._weights) if self.target != "activations" else []
         self.sites = moved_sites(self.model, self.sites, self.placed(known))
 
     def placed(self, sites: Sequence[Site]) -> list[Site]:
         """Return sites with the place where their bits are to be flipped."""
-        if self.how == "operand":
-            return list(sites)
-        if self.how == "latent":
-            return [site._replace(where="latent") for site in sites]
-        compiled = compiled_modules(self.model)
-        return [
-            site._replace(where="latent")
-            if site.where == "made" and site.layer in compiled and site.like_latent is not False
-            else site
-            for site in sites
-        ]
+        return placed(self.model, sites, self.how)
 
     def check_layers(self, error_model: ErrorModel) -> None:
         """Raise ValueError if an error model that differs by layer does not fit the sites and activations."""
@@ -217,10 +173,10 @@ class Injection:
             LatentFlips(self.model, latent, drawn, exact=self._exact, check=watch),
         ]
         if made or watch:
-            first = self.finder.first_names()
+            first = first_names(self.model)
             self.finder.flips = {first[site.name]: here[site.name] for site in made}
             self.finder.stored = frozenset(first[site.name] for site in made if site.where == "stored")
-            self.finder.proof = self.proof if self.is_due(flips) and not self._overlaps() else None
+            self.finder.proof = self.proof if self.is_due(flips) and not _overlaps(self) else None
             if self.finder.proof is not None:
                 self.proof.expect(self.sites, flips, first)
             self.finder.elsewhere = frozenset(first[site.name] for site in self.sites) - set(self.finder.flips)
@@ -233,14 +189,27 @@ class Injection:
                     context.__enter__()
                 yield
             finally:
-                self._leave(contexts)
+                _leave(self, contexts)
         except BaseException:
-            self._leave(contexts)  # again: an interrupt may have come in between
+            _leave(self, contexts)  # again: an interrupt may have come in between
             raise
 
 
-def _no_latent(fault: str) -> RuntimeError:
-    return RuntimeError(
-        f"these layers do not compute with the drawn flips ({fault}): the sign of their latent weight is not the bit "
-        "in every use. how='operand' flips the bits where they are made"
-    )
+# whose flips a model runs with now
+_OPEN: MutableMapping[nn.Module, list[Injection]] = WeakKeyDictionary()
+
+
+def _leave(injection: Injection, contexts: Sequence[Any]) -> None:
+    """Leave contexts, entered or not; each leaves nothing behind when it is asked again."""
+    _OPEN[injection.model] = [other for other in _OPEN.get(injection.model, []) if other is not injection]
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.push(context)
+
+
+def _overlaps(injection: Injection) -> bool:
+    """Return whether others flip bits of the model now; what they flip is no fault of theirs or ours."""
+    others = _OPEN.get(injection.model, [])
+    for other in others:
+        other.finder.proof = None
+    return bool(others)

@@ -1,67 +1,23 @@
 """Flip bits where they are made: in the tensors of two values that come of a parameter, in every use of them."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bnnft.injection.bits import Bits, Mark
+from bnnft.injection.exact_gradient import ExactGradient
+from bnnft.injection.exchange import exchanged, exchanged_made, with_turned_gradient
 from bnnft.injection.finder import Finder
-from bnnft.injection.signs import flip_signs
 from bnnft.injection.sites import Weights
+from bnnft.injection.zeros import PendingZeros
 from bnnft.tracing.binary import TwoValues, differs_at_once, sides_of, two_values
 from bnnft.tracing.elements import Elements
 from bnnft.tracing.origins import Origin
 
 # flat indices of a site's wrong bits, or what draws them once the bits are known: from a tensor of their signs
 Drawn = Tensor | Callable[[Tensor], Tensor]
-
-
-class _Exchange(torch.autograd.Function):
-    """The other of two values at some places; the gradient passes as if nothing was exchanged."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, places: Tensor, middle: Tensor) -> Tensor:
-        return exchange(values.clone(), places, middle)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        return gradients[0], None, None
-
-
-class _TurnGradient(torch.autograd.Function):
-    """The identity, through which the gradient at some places changes sign."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        (places,) = ctx.saved_tensors
-        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
-        return exchange(gradient, places, gradient.new_zeros(())), None
-
-
-def exchange(values: Tensor, places: Tensor, middle: Tensor) -> Tensor:
-    """Exchange two values in place at flat places, given what is in their middle, and return them."""
-    if middle.dim() == 0 and not middle.any():
-        flip_signs(values, places)
-    else:
-        middles = middle.expand_as(values).take(places)
-        values.put_(places, 2 * middles - values.take(places))
-    return values
-
-
-def exchanged(values: Tensor, places: Tensor, middle: Tensor, exact: bool = False) -> Tensor:
-    """Return two values exchanged at flat places, given what is in their middle; the gradient passes, or is turned."""
-    if exact:
-        values = _TurnGradient.apply(values, places)
-    result: Tensor = _Exchange.apply(values, places, middle)
-    return result
 
 
 class OperandFlips(Finder):
@@ -93,12 +49,10 @@ class OperandFlips(Finder):
         self.flips: Mapping[str, Drawn] = {}
         self.elsewhere: frozenset[str] = frozenset()
         self.draw: Callable[[str], Drawn | None] | None = None
-        self._exact = exact
+        self._exact = ExactGradient(self.origins) if exact else None
         self._last: dict[str, Tensor] = {}  # flips that were made last
-        self._reached: set[str] = set()  # whose gradients change sign
         self._found_in: dict[str, int] = {}  # the forward in which a parameter was found, by its number
-        self._zeros: dict[Mark, tuple[Tensor, Elements]] = {}  # int8, flips that wait for zeros to become bits
-        self._hidden: dict[str, Any] = {}  # hooks on those that were used without a graph
+        self._zeros = PendingZeros()
 
     def flipped(self, result: Tensor, elements: Elements, mark: Mark, found: TwoValues) -> Tensor:
         """Exchange the two values of what was just made at the drawn bits."""
@@ -107,45 +61,31 @@ class OperandFlips(Finder):
         if not owners or bits.feeds is False or not (self.in_forward or bits.feeds):
             return result
         with torch._C.DisableTorchFunction():
-            self._zeros.pop(mark, None)
+            self._zeros.forget(mark)
             for owner in owners:
                 places = self._places(owner, result, elements, found)
-                places = self._without_zeros(mark, result, elements, places, found.middle)
-                result = self._exchanged(result, places, found.middle)
+                places = self._zeros.without(mark, result, elements, places, found.middle)
+                result = exchanged_made(result, places, found.middle)
             if bits.sides is not None and (self.proof is not None or bits.feeds is None):
                 self.bits[mark] = bits._replace(sides=sides_of(result, found))
         return result
 
     def remade(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Exchange what was made of zeros, which were no bits yet."""
-        pending = [mark for mark in origin.marks if mark in self._zeros]
+        pending = self._zeros.behind(origin)
         found = two_values(result, one_is_enough=True) if pending else None
         if found is None:
             return result, None
         with torch._C.DisableTorchFunction():
             sides, bits = sides_of(result, found), self.bits[pending[0]]
             for mark in pending:
-                zeros = self.at(result, *self._zeros[mark])
+                zeros = self.origins.at(result, *self._zeros.of(mark))
                 if zeros is None or bool((sides[zeros > 0] == 0).any()):
                     return result, None
-                result = self._exchanged(result, zeros.reshape(-1).nonzero().squeeze(1), found.middle)
+                result = exchanged_made(result, zeros.reshape(-1).nonzero().squeeze(1), found.middle)
             mark = Mark(self.place, f"{operation} of zeros", tuple(result.shape), pending[0].owners)
             self.bits[mark] = Bits(found.symmetric, bits.feeds, sides_of(result, found), elements)
         return result, mark
-
-    def _without_zeros(self, mark: Mark, values: Tensor, elements: Elements, places: Tensor, middle: Tensor) -> Tensor:
-        """Return the places of bits: what ``torch.sign`` makes of 0 is none before something fills it."""
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return places
-        there = values.detach().reshape(-1).index_select(0, places)
-        if middle.dim():
-            there = there - middle.expand_as(values).take(places)
-        if bool(there.all()):
-            return places
-        none = torch.zeros(values.shape, dtype=torch.int8, device=values.device)
-        zeros, _ = self._zeros.setdefault(mark, (none, elements))
-        zeros.view(-1)[places[there == 0]] = 1
-        return places[there != 0]
 
     def read(self, parameter: str, values: Tensor, operation: str) -> Tensor:
         """Exchange the two values of a parameter that holds the bits itself, in what is read of it."""
@@ -158,9 +98,9 @@ class OperandFlips(Finder):
             return values
         with torch._C.DisableTorchFunction():
             places = self._places(parameter, values, elements, found)
-            result: Tensor = _Exchange.apply(values, places, found.middle)
+            result = exchanged(values, places, found.middle)
             self.origins.keep(result, Origin(frozenset([parameter]), frozenset([parameter])), elements)
-        return self._with_gradient(result, places) if self._exact else result
+        return with_turned_gradient(result, places) if self._exact is not None else result
 
     def used(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> Tensor:
         """Look at what the batch is combined with; flip what was not known before, and change the gradient's signs."""
@@ -171,11 +111,13 @@ class OperandFlips(Finder):
                 self.flips = {**self.flips, owner: flips}
                 self.stored |= {owner} if self.uses[owner].stored else set()
                 self._found_in[owner] = self.forwards
-        owners = {owner for mark in origin.marks for owner in mark.owners} | (origin.parameters & self.stored)
+        marked = {owner for mark in origin.marks for owner in mark.owners}
+        owners = marked | (origin.parameters & self.stored)
         if late := [owner for owner in owners if owner in self.flips and not self._is_flipped(owner)]:
             operand = self._flipped_late(operand, late)
-        elif self._exact and origin.marks:
-            operand = self._turned_gradient(operand, origin)
+        elif self._exact is not None and origin.marks:
+            last = {owner: self._last.get(owner) for owner in marked & set(self.flips)}
+            operand = self._exact.turned(operand, last, self.place)
         return operand
 
     def signs(self, owner: str) -> Tensor:
@@ -196,7 +138,7 @@ class OperandFlips(Finder):
             with torch._C.DisableTorchFunction():
                 operand = operand if operand.requires_grad else operand.clone()  # it may be used once more
                 for owner in owners:
-                    operand = self._exchanged(operand, self._places(owner, operand, elements, values), values.middle)
+                    operand = exchanged_made(operand, self._places(owner, operand, elements, values), values.middle)
         return operand
 
     def _places(self, owner: str, values: Tensor, elements: Elements, found: TwoValues) -> Tensor:
@@ -215,60 +157,16 @@ class OperandFlips(Finder):
         parameter = self.origins.parameters[owner]
         if elements == Elements(owner) and bits.numel() == parameter.numel():
             return bits.reshape(parameter.shape)
-        whole = bits.new_ones(
-            sum(each.numel() for each in self.origins.parameters.values()) + 1
-        )  # the last of constants
+        size = sum(each.numel() for each in self.origins.parameters.values())
+        whole = bits.new_ones(size + 1)  # the last of constants
         whole[elements.places(self.origins, bits.shape, bits.device).reshape(-1)] = bits.reshape(-1)
         first = int(Elements(owner).places(self.origins, torch.Size([1]), bits.device))
         return whole[first : first + parameter.numel()].view(parameter.shape)
 
-    @staticmethod
-    def _exchanged(values: Tensor, places: Tensor, middle: Tensor) -> Tensor:
-        if not places.numel():
-            return values
-        if torch._C._functorch.peek_interpreter_stack() is not None:  # in torch.vmap, say
-            with torch.no_grad():
-                return exchange(values, places, middle)
-        if values.requires_grad:
-            exchanged: Tensor = _Exchange.apply(values, places, middle)
-            return exchanged
-        return exchange(values.clone() if values.is_inference() else values, places, middle)
-
-    def _turned_gradient(self, operand: Tensor, origin: Origin) -> Tensor:
-        elements = self.origins.elements(operand)
-        for owner in {owner for mark in origin.marks for owner in mark.owners} & set(self.flips):
-            flips, parameter = self._last.get(owner), self.origins.parameters[owner]
-            if torch.is_grad_enabled() and parameter.requires_grad:
-                if not operand.requires_grad or elements is None or flips is None:
-                    raise self._out_of_reach(owner)
-                self._reached.add(owner)
-                operand = self._with_gradient(operand, elements.positions(self.origins, owner, flips, operand.numel()))
-            elif parameter.requires_grad and not parameter.is_inference() and owner not in self._hidden:
-                # activation checkpointing runs it again with a graph; an autograd function does not
-                self._hidden[owner] = parameter.register_hook(partial(self._check_reached, owner))  # type: ignore[no-untyped-call]
-        return operand
-
-    def _check_reached(self, owner: str, gradient: Tensor) -> None:
-        if owner not in self._reached:
-            raise self._out_of_reach(owner)
-
-    def _out_of_reach(self, owner: str) -> RuntimeError:
-        return RuntimeError(
-            f"gradient='exact' can't reach the bits of {owner}, which {self.place or 'the model'} hides from autograd: "
-            "use gradient='straight_through'"
-        )
-
     def left(self) -> None:
         """Forget all tensors."""
         super().left()
-        for handle in self._hidden.values():
-            handle.remove()
-        self._hidden.clear()
-        self._reached.clear()
+        if self._exact is not None:
+            self._exact.clear()
         self._last.clear()
         self._zeros.clear()
-
-    @staticmethod
-    def _with_gradient(operand: Tensor, places: Tensor) -> Tensor:
-        result: Tensor = _TurnGradient.apply(operand, places)
-        return result

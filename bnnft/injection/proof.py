@@ -65,12 +65,12 @@ class Proof:
         name, sides = self._names[owner], sides_of(operand, found)
         if owner in self._clean:
             flat = self._expected(owner)
-            expected = finder.at(operand, flat.view(finder.origins.parameters[owner].shape), Elements(owner))
+            expected = finder.origins.at(operand, flat.view(finder.origins.parameters[owner].shape), Elements(owner))
             wrong = None if expected is None else sides * expected < 0
             if wrong is not None and bool(wrong.any()):
                 drawn = torch.zeros_like(flat, dtype=torch.bool)
                 drawn[self._drawn[owner]] = True
-                at = finder.at(
+                at = finder.origins.at(
                     operand, drawn.to(torch.int8).view(finder.origins.parameters[owner].shape), Elements(owner)
                 )
                 assert at is not None
@@ -79,7 +79,7 @@ class Proof:
                     f"{name}: {missed} of {int(at.sum())} drawn bits missed, {int(wrong.sum()) - missed} others flipped"
                 )
         elif bits is not None and bits.sides is not None:
-            expected = finder.at(operand, bits.sides, bits.elements)
+            expected = finder.origins.at(operand, bits.sides, bits.elements)
             if expected is not None and not same_sides(sides, expected):
                 self.faults[name] = f"{name}: the batch met other bits than those that were made with the drawn flips"
         self._shown.add(name)

@@ -204,6 +204,12 @@ def moved_sites(model: nn.Module, sites: Sequence[Site], known: Sequence[Site]) 
     return sorted(moved, key=lambda site: site.position)
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return for each name of a parameter the one by which it is known, which is the first of a tied one."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
 def state_of(site: Site) -> dict[str, Any]:
     """Return what a checkpoint needs of a site, in plain types."""
     fields = ("name", "known", "zero", "where", "layer", "fan_in", "like_latent")

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from bnnft.ber import (
     ErrorModel,
@@ -18,11 +18,13 @@ from bnnft.ber import (
 )
 from bnnft.injection.activation import Target
 from bnnft.injection.flipped import Gradient
-from bnnft.injection.injection import How, Injection, draw_flips, is_none
+from bnnft.injection.injection import Injection, draw_flips, is_none
+from bnnft.injection.places import How
+from bnnft.injection.remarks import Remarks
+from bnnft.injection.restored import DrawnBits
 from bnnft.injection.scheduled import ScheduledErrors
-from bnnft.injection.sites import Site, Weights, no_sites, sites_of, state_of
+from bnnft.injection.sites import Weights, no_sites, sites_of, state_of
 from bnnft.injection.undecided import Undecided, unsettled
-from bnnft.tracing.sharding import whole
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,12 +90,11 @@ class BitFlips:
         self.injection = Injection(model, weights, how, target, activations, biases, exact=gradient == "exact")
         self.errors = ScheduledErrors(as_error_model(error_model), schedule, seed)
         self.batches = 0
-        self._say, self._warn = say, warn
+        self._say, self._remarks = say, Remarks(say, warn)
         self._look = target != "activations"
         self._parameters: list[int] = []
         self._undecided = Undecided(self.injection.finder, say)
-        self._said: set[Any] = set()
-        self._restored: list[_DrawnBits] = []  # of the last watched batch
+        self._restored: list[DrawnBits] = []  # of the last watched batch
 
     @contextmanager
     def batch(self) -> Iterator["Batch"]:
@@ -142,7 +143,7 @@ class BitFlips:
             self._look or injection.is_due(flips) or unsettled(self.model, injection.sites, injection.finder)
         )
         if watch:
-            self._restored = [_DrawnBits(site, flips[site.name]) for site in injection.sites if site.where == "latent"]
+            self._restored = [DrawnBits(site, flips[site.name]) for site in injection.sites if site.where == "latent"]
         under = partial(injection.under, flips, error_model, key, watch=watch)
         return under, bool(injection.neurons) or not all(map(is_none, flips.values()))
 
@@ -168,7 +169,8 @@ class BitFlips:
         seen = bool(finder.uses or finder.floats)
         if any(name not in known for name in finder.uses) or (self._look and seen):
             self._learn()
-        self._report([site for site in injection.sites if site not in before])
+        self._remarks.on_sites([site for site in injection.sites if site not in before], self.errors.whole)
+        self._remarks.on_the_rest(finder)
         if seen:
             self._look = False
 
@@ -194,41 +196,6 @@ class BitFlips:
             self._parameters = now
         if self._undecided.decide(self.batches):
             self._learn()
-
-    def _report(self, sites: Sequence[Site]) -> None:
-        """Say where the flips go, and what is binary and left alone, each once."""
-        finder = self.injection.finder
-        if sites:
-            bits = sum(site.weight.numel() for site in sites)
-            names = ", ".join(f"{site.name} ({'known' if site.known else 'found'}, {site.where})" for site in sites)
-            self._say(f"BitFlipTraining: {self.errors.whole} on {bits:,} bits in {names}")
-        biases = [name for name in finder.biases_left() if name not in self._said]
-        if biases:
-            self._said.update(biases)
-            self._say(f"BitFlipTraining leaves binary biases alone: {', '.join(biases)}; biases=True flips them")
-        strangers = [stranger for stranger in finder.strangers if stranger not in self._said]
-        if strangers:
-            self._said.update(strangers)
-            where = ", ".join(f"{module or 'the model'} {shape}" for module, shape in strangers)
-            self._warn(
-                f"binary operands that come of no single parameter have no flips: {where}. They are constants, made of "
-                "several parameters, or kept from an earlier forward"
-            )
-
-
-class _DrawnBits:
-    """Signs of a latent weight at the bits that are drawn, before they are flipped."""
-
-    def __init__(self, site: Site, flips: Any) -> None:
-        self.name, self._weight, self._places = site.name, site.weight, flips
-        self._clean = self._signs()
-
-    def stand_flipped(self) -> bool:
-        """Return whether most of them, and not few by chance, have changed since."""
-        return len(self._places) >= 20 and float((self._signs() != self._clean).float().mean()) > 0.5
-
-    def _signs(self) -> Tensor:
-        return whole(self._weight).reshape(-1)[self._places].signbit()
 
 
 class Batch:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnft.injection.finder import Finder
-from bnnft.injection.sites import Weights, binarized_weights
+from bnnft.injection.sites import Weights, binarized_weights, first_names
 from bnnft.tracing.blocks import Block, Observation, find_blocks
 from bnnft.tracing.trace import Trace
 
@@ -31,7 +31,7 @@ class Binarized(NamedTuple):
 
 def _binarized(finder: Finder) -> list[Binarized]:
     """Return the layers whose binarized weights were found by watching a forward, once for each weight."""
-    found, first = [], finder.first_names()
+    found, first = [], first_names(finder.model)
     for site in finder.sites():
         owner, layer = site.name.rpartition(".")[0], site.layer
         inner = owner.removeprefix(layer).lstrip(".") if owner.startswith(layer) else ""

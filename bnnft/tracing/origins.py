@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bnnft.tracing.elements import Elements, storage_of
+from bnnft.tracing.elements import Elements, spreads, storage_of
 
 
 class Origin(NamedTuple):
@@ -112,6 +112,12 @@ class Origins:
         if elements is not None:
             self._elements.setdefault(storage_of(tensor), {})[_layout(tensor)] = elements
 
+    def keep_unsure(self, tensors: Iterable[Tensor]) -> None:
+        """Take note of what was made of nothing, if it could be combined with a parameter element by element."""
+        for tensor in tensors:
+            if any(spreads(tensor.shape, parameter.shape) for parameter in self.parameters.values()):
+                self.keep(tensor, MAYBE if tensor.numel() > 1 else CONSTANT)
+
     def forget(self, tensor: Tensor) -> None:
         """Take note that a tensor is of the batch now."""
         memory = storage_of(tensor)
@@ -138,6 +144,25 @@ class Origins:
     def elements(self, tensor: Tensor) -> Elements | None:
         """Return which elements of parameters a tensor's elements stand for, if it is known."""
         return self._elements.get(storage_of(tensor), {}).get(_layout(tensor))
+
+    def at(self, tensor: Tensor, values: Tensor, elements: Elements | None) -> Tensor | None:
+        """Return values of elements of parameters where these elements are in a tensor, if it is known.
+
+        Args:
+            tensor: made of parameters.
+            values: int8, of the elements; others have 0.
+            elements: which they are.
+        """
+        there = self.elements(tensor)
+        if there is None or elements is None:
+            return None
+        if there == elements and tensor.shape == values.shape:
+            return values
+        places = there.places(self, tensor.shape, tensor.device)
+        size = sum(parameter.numel() for parameter in self.parameters.values())
+        whole = torch.zeros(size + 1, dtype=torch.int8, device=tensor.device)  # the last of constants
+        whole[elements.places(self, values.shape, values.device).reshape(-1)] = values.reshape(-1)
+        return whole[places]
 
     def owner(self, tensor: Tensor) -> str | None:
         """Return the name of the parameter that a tensor is, or is a view of."""

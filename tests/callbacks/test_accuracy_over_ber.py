@@ -248,14 +248,14 @@ def test_answers_that_are_no_classes_are_an_error_before_the_first_training_batc
     with pytest.raises(ValueError, match=r"accuracy needs class scores .* got scores \(8, 1\) .*correct=.*score="):
         trainer(tmp_path, [callback]).fit(module, loader(), loader())
     assert steps == []
-    assert callback._meter is None
+    assert callback._measurement.meter is None
 
 
 def test_the_sanity_check_is_no_measurement(tmp_path):
     callback, seen = AccuracyOverBER(RATES, error_model=Independent(0.2)), []
     module = Project()
     run = trainer(tmp_path, [callback], max_epochs=1)
-    module.on_train_start = lambda: seen.append((callback._meter, dict(run.callback_metrics)))
+    module.on_train_start = lambda: seen.append((callback._measurement.meter, dict(run.callback_metrics)))
     run.fit(module, loader(), loader())
     ((meter, metrics),) = seen
     assert meter is None
@@ -303,7 +303,7 @@ def test_one_callback_starts_afresh_in_each_run(tmp_path):
     callback._score = as_score(correct=fail)
     with pytest.raises(RuntimeError, match="stumbled"):
         logged([callback], tmp_path)
-    assert callback._meter is None
+    assert callback._measurement.meter is None
     assert callback.curve is None
     callback._score = as_score()
     found = logged([callback], tmp_path, other)
@@ -328,7 +328,7 @@ def test_a_meter_of_a_run_that_was_interrupted_counts_nowhere(tmp_path):
     run.callbacks.append(Stumbles())
     with pytest.raises(RuntimeError, match="stumbled"):
         run.validate(module, loader(), verbose=False)
-    assert callback._meter is None
+    assert callback._measurement.meter is None
     run.validate(module, loader(), verbose=False)
     expected = bnnft.accuracy_over_ber(module.net, loader(), [0.2], maps=2).mean[0]
     assert float(run.callback_metrics["val/acc_faulty"]) == pytest.approx(expected)
@@ -363,3 +363,33 @@ def test_callback_and_function_have_the_same_defaults_as_documented():
         "validation_maps": 1,
         "target": "weights",
     }
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_what_can_not_be_measured_any_more_is_left_out_and_the_training_goes_on(tmp_path, sanity):
+    """An error of the score itself, from the second epoch on: one warning, and all epochs are trained."""
+
+    def score(module, batch):
+        if module.current_epoch >= 1:
+            raise RuntimeError("no answer today")
+        return module(batch[0]).sum(), len(batch[0])
+
+    callback = AccuracyOverBER(RATES, error_model=Independent(0.2), score=score)
+    module, epochs = Project(), []
+    module.on_train_epoch_end = lambda: epochs.append(module.current_epoch)
+    run = trainer(tmp_path, [callback], max_epochs=4, num_sanity_val_steps=sanity)
+    with pytest.warns(UserWarning, match="leaves out val/score_faulty from now on: no answer today") as said:
+        run.fit(module, loader(), loader())
+    assert epochs == [0, 1, 2, 3]
+    assert len([each for each in said if "leaves out" in str(each.message)]) == 1
+    with pytest.raises(RuntimeError, match="no answer today"):  # what is asked for is an error where it fails
+        run.validate(module, loader(), verbose=False)
+
+
+def test_patterns_that_match_nothing_are_an_error_before_the_first_training_batch_without_a_sanity_check(tmp_path):
+    module, steps = Project(), []
+    module.on_train_batch_start = lambda batch, batch_idx: steps.append(batch_idx)
+    run = trainer(tmp_path, [AccuracyOverBER(RATES, weights=["net.9"])], num_sanity_val_steps=0)
+    with pytest.raises(ValueError, match=r"pattern 'net\.9' matches no parameter"):
+        run.fit(module, loader(), loader())
+    assert steps == []

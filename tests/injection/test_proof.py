@@ -11,7 +11,7 @@ from uses import run, some_flips
 from bnnft.ber import Independent, Key
 from bnnft.injection.flipped import Injection
 from bnnft.injection.proof import Proof
-from bnnft.injection.sites import Site
+from bnnft.injection.sites import Site, first_names
 from bnnft.injection.training import BitFlips
 from bnnft.nn import BinaryLinear
 
@@ -80,7 +80,7 @@ def watched(model, x, flips, lies=None):
     proof = injection.proof
     with injection.under(flips, Independent(0.3), Key(0), watch=True):
         if lies is not None:
-            proof.expect(injection.sites, lies, injection.finder.first_names())
+            proof.expect(injection.sites, lies, first_names(injection.model))
         run(model, (x,))
     proof.conclude(injection.sites)
     return proof

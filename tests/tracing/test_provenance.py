@@ -31,7 +31,7 @@ class Watching(Provenance):
         super().__init__(model)
         self.made_of, self.uses, self.reads = [], [], []
 
-    def made(self, result, operation, elements):
+    def made(self, result, operation, elements, origin):
         self.made_of.append((operation, tuple(result.shape)))
         return result, None
 

@@ -1,0 +1,42 @@
+"""What there is to say of the flips of a run, each thing once."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bnnft.ber import ErrorModel
+from bnnft.injection.finder import Finder
+from bnnft.injection.sites import Site
+
+
+class Remarks:
+    """Says where flips go, and what is binary and has none.
+
+    Args:
+        say, warn: are given sentences.
+    """
+
+    def __init__(self, say: Callable[[str], Any], warn: Callable[[str], Any]) -> None:
+        self._say, self._warn = say, warn
+        self._said: set[Any] = set()
+
+    def on_sites(self, sites: Sequence[Site], errors: ErrorModel) -> None:
+        """Say where the flips of new sites go, and how these are known."""
+        if sites:
+            bits = sum(site.weight.numel() for site in sites)
+            names = ", ".join(f"{site.name} ({'known' if site.known else 'found'}, {site.where})" for site in sites)
+            self._say(f"BitFlipTraining: {errors} on {bits:,} bits in {names}")
+
+    def on_the_rest(self, finder: Finder) -> None:
+        """Say which binary biases and operands have no flips."""
+        biases = [name for name in finder.biases_left() if name not in self._said]
+        if biases:
+            self._said.update(biases)
+            self._say(f"BitFlipTraining leaves binary biases alone: {', '.join(biases)}; biases=True flips them")
+        strangers = [stranger for stranger in finder.strangers if stranger not in self._said]
+        if strangers:
+            self._said.update(strangers)
+            where = ", ".join(f"{module or 'the model'} {shape}" for module, shape in strangers)
+            self._warn(
+                f"binary operands that are not the bits of one parameter have no flips: {where}. They are constants, "
+                "masks or integers, sums of several bits, made of several parameters, or kept from an earlier forward"
+            )

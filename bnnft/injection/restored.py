@@ -1,0 +1,30 @@
+"""Whether latent weights came back from a batch that flipped their signs."""
+
+from torch import Tensor
+
+from bnnft.injection.operand import Drawn
+from bnnft.injection.sites import Site
+from bnnft.tracing.sharding import whole
+
+_FEW = 20  # bits of which more than half may change sign in an update, by chance
+
+
+class DrawnBits:
+    """Signs of a latent weight at the bits that are drawn, before they are flipped.
+
+    Args:
+        site: flipped in its latent.
+        flips: flat indices of the drawn bits.
+    """
+
+    def __init__(self, site: Site, flips: Drawn) -> None:
+        assert isinstance(flips, Tensor)
+        self.name, self._weight, self._places = site.name, site.weight, flips
+        self._clean = self._signs()
+
+    def stand_flipped(self) -> bool:
+        """Return whether most of them, and not few by chance, have changed since."""
+        return len(self._places) >= _FEW and float((self._signs() != self._clean).float().mean()) > 0.5
+
+    def _signs(self) -> Tensor:
+        return whole(self._weight).reshape(-1)[self._places].signbit()
