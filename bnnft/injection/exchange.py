@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bnnft.injection.signs import flip_signs
+from bnnft.nn.binarize import opposite
 
 
 class _Exchange(torch.autograd.Function):
@@ -20,19 +21,6 @@ class _Exchange(torch.autograd.Function):
         return gradients[0], None, None
 
 
-class _Opposite(torch.autograd.Function):
-    """The opposite at some places, in forward and in every backward."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        return exchange(values.clone(memory_format=torch.contiguous_format), places, values.new_zeros(()))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        return _Opposite.apply(gradients[0], *ctx.saved_tensors), None
-
-
 class _TurnGradient(torch.autograd.Function):
     """The identity, through which the gradient at some places changes sign."""
 
@@ -43,7 +31,7 @@ class _TurnGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        return _Opposite.apply(gradients[0], *ctx.saved_tensors), None
+        return opposite(gradients[0], *ctx.saved_tensors), None
 
 
 def exchange(values: Tensor, places: Tensor, middle: Tensor) -> Tensor:

@@ -136,9 +136,12 @@ class OperandFlips(Finder):
         values, elements = two_values(operand, one_is_enough=True), self.origins.elements(operand)
         if values is not None and elements is not None:
             with torch._C.DisableTorchFunction():
+                places = [self._places(owner, operand, elements, values) for owner in owners]
+                if self._exact is not None:
+                    operand = self._exact.turned(operand, {owner: self._last[owner] for owner in owners}, self.place)
                 operand = operand if operand.requires_grad else operand.clone()  # it may be used once more
-                for owner in owners:
-                    operand = exchanged_made(operand, self._places(owner, operand, elements, values), values.middle)
+                for there in places:
+                    operand = exchanged_made(operand, there, values.middle)
         return operand
 
     def _places(self, owner: str, values: Tensor, elements: Elements, found: TwoValues) -> Tensor:

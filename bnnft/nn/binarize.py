@@ -31,6 +31,30 @@ class Flips(NamedTuple):
         return values
 
 
+class _Opposite(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, places: Tensor) -> Tensor:
+        return Flips(places).apply(values.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return opposite(gradients[0], *ctx.saved_tensors), None
+
+
+def opposite(values: Tensor, places: Tensor) -> Tensor:
+    """Return values with other signs at some places, flat indices or a mask; so is the gradient, of any order."""
+    if places.dtype == torch.bool:
+        return torch.where(places, -values, values)
+    result: Tensor = _Opposite.apply(values, places)
+    return result
+
+
 class _StraightThroughSign(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -57,7 +81,7 @@ class _StraightThroughSign(torch.autograd.Function):
             gradient = gradient * (saved.pop(0).abs() <= ctx.clip)
         for exact, places in zip(ctx.exact, saved, strict=True):
             if exact:
-                gradient = Flips(places).apply(gradient.clone(memory_format=torch.contiguous_format))
+                gradient = opposite(gradient, places)
         return gradient, None, None, *(None for _ in saved)
 
 
