@@ -113,3 +113,18 @@ def test_flips_are_checked_where_a_forward_makes_the_bits():
     data = [(torch.randn(4, 8), torch.zeros(4, dtype=torch.int64))]
     with pytest.raises(ValueError, match=r"flips of Twice\(bit=1\) for 'weight' must be sorted and distinct"):
         accuracy_over_ber(Centred(8, 4), data, maps=1, error_model=Twice())
+
+
+def test_flips_that_were_right_are_looked_at_again_when_they_were_written_to():
+    flips, weight = torch.tensor([1, 4, 7]), torch.zeros(3, 3)
+    for _ in range(2):
+        assert checked_flips(flips, weight, "Mine()", "fc") is flips
+    flips[2] = 4
+    with pytest.raises(ValueError, match=r"sorted and distinct, got \[4, 4\] at place 1"):
+        checked_flips(flips, weight, "Mine()", "fc")
+    with torch.inference_mode():
+        made = torch.tensor([1, 4, 7])
+        assert checked_flips(made, weight, "Mine()", "fc") is made
+        made[0] = 5
+        with pytest.raises(ValueError, match=r"sorted and distinct, got \[5, 4\] at place 0"):
+            checked_flips(made, weight, "Mine()", "fc")
