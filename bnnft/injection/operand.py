@@ -34,16 +34,11 @@ class OperandFlips(Finder):
     Attributes:
         flips: for each site's name the flat indices of the bits that read wrong.
         elsewhere: names of sites that need no flips from here.
-        draw: returns the flips of a parameter that is found while active, by its name; without it the forward in which
-            that is stays clean.
+        draw: returns the flips of a parameter that is found while active, by its name; without it that forward is clean.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        weights: Weights | None = None,
-        biases: bool = False,
-        exact: bool = False,
+        self, model: nn.Module, weights: Weights | None = None, biases: bool = False, exact: bool = False
     ) -> None:
         super().__init__(model, weights, biases)
         self.flips: Mapping[str, Drawn] = {}

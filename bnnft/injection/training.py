@@ -21,7 +21,7 @@ from bnnft.injection.flipped import Gradient
 from bnnft.injection.injection import Injection, draw_flips, is_none
 from bnnft.injection.places import How
 from bnnft.injection.remarks import Remarks
-from bnnft.injection.restored import DrawnBits
+from bnnft.injection.restored import Restored
 from bnnft.injection.scheduled import ScheduledErrors
 from bnnft.injection.sites import Weights, no_sites, sites_of, state_of
 from bnnft.injection.undecided import Undecided, unsettled
@@ -94,7 +94,7 @@ class BitFlips:
         self._look = target != "activations"
         self._parameters: list[int] = []
         self._undecided = Undecided(self.injection.finder, say)
-        self._restored: list[DrawnBits] = []  # of the last watched batch
+        self._restored = Restored()
 
     @contextmanager
     def batch(self) -> Iterator["Batch"]:
@@ -114,11 +114,8 @@ class BitFlips:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, in plain types."""
-        return {
-            "draws": self.batches,
-            "sites": [state_of(site) for site in self.injection.sites],
-            "start": self.errors.start,
-        }
+        sites = [state_of(site) for site in self.injection.sites]
+        return {"draws": self.batches, "sites": sites, "start": self.errors.start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batches that were done, with flips where they went.
@@ -130,33 +127,20 @@ class BitFlips:
         if state["sites"]:
             self.injection.sites = self.injection.placed(sites_of(self.model, state["sites"]))
 
-    # --- a batch ------------------------------------------------------------------------------------------------
-
     def _begin(self) -> tuple[Callable[[], AbstractContextManager[None]], bool]:
         """Draw the flips of a batch; return what makes the context that flips them, and whether there are any."""
         injection, key = self.injection, Key(self.seed, self.batches, purpose="training")
         self._notice_new_parameters()
         error_model = self.errors.at(self.batches)
-        self._prove_restored()
+        injection.flip_where_made(self._restored.faults())
         flips = draw_flips(injection.sites, error_model, key)
         watch = injection.target != "activations" and (
             self._look or injection.is_due(flips) or unsettled(self.model, injection.sites, injection.finder)
         )
         if watch:
-            self._restored = [DrawnBits(site, flips[site.name]) for site in injection.sites if site.where == "latent"]
+            self._restored.expect(injection.sites, flips)
         under = partial(injection.under, flips, error_model, key, watch=watch)
         return under, bool(injection.neurons) or not all(map(is_none, flips.values()))
-
-    def _prove_restored(self) -> None:
-        """Check that latents came back from the last watched batch, but for the few that an update may change.
-
-        Raises:
-            RuntimeError: an object of the user's has put flipped ones back.
-        """
-        kept = [bits.name for bits in self._restored if bits.stand_flipped()]
-        self._restored = []
-        why = "the flipped signs stand although they were restored, something saves them and writes them back"
-        self.injection.flip_where_made({name: f"{name}: {why}" for name in kept})
 
     def _finish(self) -> None:
         """Learn from a batch that is done."""
@@ -182,8 +166,6 @@ class BitFlips:
         if not injection.sites and not unsettled(self.model, [], finder) and not self._undecided:
             raise no_sites(self.model)
         injection.check_layers(self.errors.at(self.batches))
-
-    # --- what may be there still --------------------------------------------------------------------------------
 
     def _notice_new_parameters(self) -> None:
         """Look again where parameters were added, replaced or left out since the last batch."""
