@@ -34,7 +34,7 @@ class OperandFlips(Finder):
     Attributes:
         flips: for each site's name the flat indices of the bits that read wrong.
         elsewhere: names of sites that need no flips from here.
-        draw: returns the flips of a parameter that is found while active, by its name; without it that forward is clean.
+        draw: returns the flips of a parameter that is found while active, by name; without it that forward is clean.
     """
 
     def __init__(
