@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from bnnft.evaluation.accuracy import accuracy_over_ber
 from bnnft.evaluation.curve import BERCurve
-from bnnft.injection.finder import find_binarized_weights
 from bnnft.injection.flipped import flipped
+from bnnft.injection.look import find_binarized_weights
 from bnnft.injection.sites import binarized_weights
 
 if TYPE_CHECKING:

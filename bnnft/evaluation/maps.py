@@ -12,8 +12,10 @@ from bnnft.injection.activation import Target, checked_target
 from bnnft.injection.injection import Injection, draw_flips, is_none
 from bnnft.injection.operand import Drawn
 from bnnft.injection.places import How
+from bnnft.injection.remarks import without_flips
 from bnnft.injection.sites import Weights, no_sites
 from bnnft.tracing.compiled import compiled_modules
+from bnnft.tracing.state import unchanged
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class FaultMaps:
         self._seen = 0  # weights that were found
 
     @property
+    def remark(self) -> str:
+        """What a reader must know of the flips, nothing in most cases."""
+        return "; ".join(without_flips(self.injection.finder))
+
+    @property
     def slots(self) -> int:
         """Number of scores: one for each map, and the clean one."""
         return 1 + len(self.models) * self.maps
@@ -98,9 +105,10 @@ class FaultMaps:
         """Run a batch without flips and return what the run does; weights that are new are found and drawn."""
         finder = self.injection.finder
         if self.flipping.target == "activations" or (self.runs and compiled_modules(self.model)):
-            result = forward()
+            with unchanged(self.model, parameters=False):
+                result = forward()
         else:
-            with finder:
+            with unchanged(self.model, parameters=False), self.injection.looking():
                 result = forward()
         if not self.runs or len(finder.uses) > self._seen:
             self._draw()
@@ -114,7 +122,8 @@ class FaultMaps:
         while True:
             flips = self.flips[point][number]
             due = self.injection.is_due(flips)
-            with self.injection.under(flips, self.models[point], key, watch=due):
+            under = self.injection.under(flips, self.models[point], key, watch=due)
+            with unchanged(self.model, parameters=False), under:
                 result = forward()
             if not self.injection.conclude():
                 return result

@@ -68,7 +68,7 @@ class ScoreMeter:
     @property
     def remark(self) -> str:
         """What a reader of the curve must know, nothing in most cases."""
-        return self._tally.remark
+        return "; ".join(part for part in (self._tally.remark, self.maps.remark) if part)
 
     def curve(self, rates: Sequence[float], axis: str = "rate", name: str = "") -> BERCurve:
         """Return the curve of everything measured so far.

@@ -90,3 +90,36 @@ def compared_with_latent(
     zeros = sides[there == 0]
     hidden = any(isinstance(value, Tensor) and value.shape == shape for value in vars(parameter).values())
     return not hidden and bool((sides * there >= 0).all()), int(zeros[0]) if len(zeros) else 1
+
+
+def by_signs(operand: Tensor) -> TwoValues:
+    """Return the two values of each element of an operand that differs from the other one by its sign."""
+    operand = operand.detach()
+    return TwoValues(operand.new_zeros(()), operand.abs(), True)
+
+
+def has_rank_one(values: Tensor) -> bool:
+    """Return whether a matrix (of more dimensions, the rows of the first) is a column times a row.
+
+    Example:
+        >>> column, row = torch.rand(4, 1) + 1, torch.rand(1, 6) + 1
+        >>> has_rank_one(column * row), has_rank_one(torch.rand(4, 6))
+        (True, False)
+    """
+    rows = values.reshape(len(values), -1) if values.dim() else values.reshape(1, 1)
+    least = torch.finfo(rows.dtype).tiny
+    column, row = rows.amax(1, keepdim=True), rows.amax(0, keepdim=True)
+    product = column * row / rows.amax().clamp(min=least)
+    return bool(((product - rows).abs() <= 1e-3 * product).all())
+
+
+def is_masked(values: Tensor) -> bool:
+    """Return whether the rows of a matrix hold one positive value each, and zeros.
+
+    Example:
+        >>> is_masked(torch.ones(4, 6).tril()), is_masked(torch.rand(4, 6).tril())
+        (True, False)
+    """
+    rows = values.reshape(len(values), -1) if values.dim() else values.reshape(1, 1)
+    high = rows.amax(1, keepdim=True)
+    return bool(((rows == 0) | (high - rows <= 1e-3 * high)).all())

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnnft.injection.bits import Bits, Mark, Use, compared_with_latent, few_values, form_of
+from bnnft.injection.bits import Bits, Mark, Use, by_signs, compared_with_latent, few_values, form_of, has_rank_one, is_masked
 from bnnft.injection.proof import Proof
-from bnnft.injection.sites import Site, Weights, binarized_weights, first_names, known_sites
+from bnnft.injection.sites import Site, Weights, first_names, known_sites
 from bnnft.tracing.binary import TwoValues, differs_at_once, same_sides, sides_of, two_values
 from bnnft.tracing.elements import Elements
 from bnnft.tracing.origins import Origin
@@ -35,6 +35,9 @@ class Finder(Provenance):
         floats: names of parameters whose values were combined with the batch as floats.
         strangers: binary operands without a single owner: module and shape.
         stored: names of sites that hold the bits themselves.
+        several: names of parameters of which more than one bit is made for an element, one after the other.
+        reads: names of parameters that an operation has read.
+        followed: names of parameters that were seen to be combined with the batch.
         proof: that is shown each use of bits, while a batch is watched.
     """
 
@@ -46,6 +49,9 @@ class Finder(Provenance):
         self.floats: set[str] = set()
         self.strangers: dict[tuple[str, tuple[int, ...]], None] = {}
         self.stored: frozenset[str] = frozenset()
+        self.several: set[str] = set()
+        self.reads: set[str] = set()
+        self.followed: set[str] = set()
         self.proof: Proof | None = None
 
     # --- what was found ---------------------------------------------------------------------------------------
@@ -57,7 +63,8 @@ class Finder(Provenance):
         found = []
         for position, (name, weight) in enumerate(self.model.named_parameters()):
             use, site = self.uses.get(name), chosen.get(name)
-            if site is None and use is not None and self._weights is None and (weight.dim() > 1 or self._biases):
+            counts = (weight.dim() > 1 or self._biases) and name not in self.several
+            if site is None and use is not None and self._weights is None and counts:
                 site = Site(name, weight, position)
             if site is not None:
                 found.append(site if use is None else _as_used(site, use, name in self.floats))
@@ -102,7 +109,17 @@ class Finder(Provenance):
 
     def remade(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Return what is to be used in place of a tensor that was made of bits, and a mark if it is to have its own."""
+        watched = [self.bits[mark] for mark in origin.marks if mark in self.bits and self.bits[mark].sides is not None]
+        owners = {owner for mark in origin.marks for owner in mark.owners} & origin.floats
+        found = two_values(result) if watched and owners else None
+        if found is not None and not any(self._shows(result, found, bits) for bits in watched):
+            self.several |= owners
         return result, None
+
+    def read(self, parameter: str, values: Tensor, operation: str) -> Tensor:
+        """Take note of a parameter that an operation reads."""
+        self.reads.add(parameter)
+        return values
 
     def flipped(self, result: Tensor, elements: Elements, mark: Mark, found: TwoValues) -> Tensor:
         """Return what is to be used in place of a tensor that holds bits."""
@@ -110,8 +127,11 @@ class Finder(Provenance):
 
     def used(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> Tensor:
         """Look at what the batch is combined with."""
+        self.followed |= origin.parameters
         if origin.marks:
             self._use_of_bits(operand, operation, first, origin)
+        elif operand.dim() < 2 and origin.parameters <= self.floats:
+            pass  # seen before
         elif not self.in_forward and not operation.startswith(LINEAR_MAPS):
             pass  # an average that is kept of the weights, say
         elif differs_at_once(operand) or (found := two_values(operand)) is None:
@@ -138,10 +158,12 @@ class Finder(Provenance):
         settled = all(self.bits[mark].feeds is not None and self.bits[mark].sides is None for mark in marks)
         if settled and self.proof is None:
             return
-        found = two_values(operand, one_is_enough=True)
-        if found is None and origin.floats and not few_values(operand, 2 ** len(marks)):
+        found = two_values(operand, one_is_enough=True) or self._scaled(operand, marks, origin)
+        most = 2 ** len(marks) if self._weights is None else _LEVELS
+        if found is None and origin.floats and not few_values(operand, most):
             self.floats |= origin.floats
-            if few_values(operand, _LEVELS):  # sums with bits of what other bits have left
+            # sums with bits of what other bits have left, and signs that floats of the same parameter scale
+            if few_values(operand, _LEVELS) or self._have_signs(operand, marks):
                 self.not_float(operand)
             return
         shown = [mark for mark in marks if found is not None and self._shows(operand, found, self.bits[mark])]
@@ -156,6 +178,18 @@ class Finder(Provenance):
         """Return whether an operand has the sides of a tensor of bits, up to the sign of a scale."""
         expected = None if bits.sides is None else self.origins.at(operand, bits.sides, bits.elements)
         return expected is not None and same_sides(sides_of(operand, found), expected)
+
+    def _scaled(self, operand: Tensor, marks: list[Mark], origin: Origin) -> TwoValues | None:
+        """Return the values of bits with scales of any shape, unless floats of the same parameter may be in them."""
+        found = by_signs(operand)
+        owners = {owner for mark in marks for owner in mark.owners}
+        alone = owners.isdisjoint(origin.floats) or has_rank_one(found.half) or is_masked(found.half)
+        return found if alone and self._have_signs(operand, marks) else None
+
+    def _have_signs(self, operand: Tensor, marks: list[Mark]) -> bool:
+        """Return whether the signs of an operand are those of bits."""
+        bits = [self.bits[mark] for mark in marks if self.bits[mark].symmetric]
+        return any(self._shows(operand, by_signs(operand), each) for each in bits)
 
     def _add(
         self, owner: str, operand: Tensor, operation: str, first: bool, found: TwoValues | None, stored: bool
@@ -179,36 +213,3 @@ def _as_used(site: Site, use: Use, is_float: bool) -> Site:
     like, zero = (site.known or use.like_latent) and not is_float, site.zero if site.known else use.zero
     site = site._replace(where=where, zero=zero, like_latent=like)
     return site._replace(layer=use.layer, fan_in=use.fan_in, scale=use.scale)
-
-
-def find_binarized_weights(
-    model: nn.Module, *inputs: Tensor, weights: Weights | None = None, biases: bool = False
-) -> dict[str, nn.Parameter]:
-    """Return the binarized weights of any model, also of layers that nobody knows, by watching one forward.
-
-    Float weights are left out; a float layer whose weights all have one magnitude, as some initializers make them,
-    can't be told from a binary one before its first update.
-
-    Args:
-        model: any module; it runs once, in the mode it is in. Buffers and random streams are put back.
-        inputs: of the model.
-        weights: patterns or a function; then only what they select.
-        biases: report binary biases too.
-
-    Example:
-        >>> class Mine(nn.Linear):
-        ...     def forward(self, x):
-        ...         return nn.functional.linear(x, self.weight + (self.weight.sign() - self.weight).detach())
-        >>> model = nn.Sequential(Mine(16, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> list(find_binarized_weights(model, torch.ones(1, 16)))
-        ['0.weight']
-    """
-    binarized_weights(model, weights)  # raises for a pattern that matches nothing
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    finder = Finder(model, weights, biases)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad(), finder:
-        model(*inputs)
-    for buffer, value in buffers:
-        buffer.data.copy_(value)
-    return {site.name: site.weight for site in finder.sites()}

@@ -1,18 +1,24 @@
 """Run a model with flipped bits."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 
 from bnnft.ber import ErrorModel, Key, as_error_model, checked_choice
 from bnnft.injection.activation import Target
 from bnnft.injection.injection import Injection, draw_flips, draw_site
+from bnnft.injection.look import look
 from bnnft.injection.operand import Drawn
 from bnnft.injection.places import How
+from bnnft.injection.remarks import without_flips
 from bnnft.injection.sites import Weights, no_sites
 from bnnft.tracing.compiled import compiled_modules
+from bnnft.tracing.mode import Hook
 
 Gradient = Literal["straight_through", "exact"]
 
@@ -70,34 +76,82 @@ def flipped(
         (True, 54, True)
     """
     checked_choice(gradient, Gradient, "gradient")
-    error_model, key = as_error_model(error_model), Key(seed, draw)
     injection = Injection(model, weights, how, target, activations, exact=gradient == "exact")
-    injection.check_layers(error_model)
-    flips: dict[str, Tensor] = {}
-
-    def noted(name: str, drawn: Drawn) -> Drawn:
-        if isinstance(drawn, Tensor):
-            flips[name] = drawn
-            return drawn
-        return lambda bits: flips.setdefault(name, drawn(bits))
-
-    def found(name: str) -> Drawn | None:
-        site = next((site for site in injection.finder.sites() if site.name == name), None)  # or not selected
-        return None if site is None else noted(name, draw_site(site, error_model, key))
-
-    drawn = {name: noted(name, each) for name, each in draw_flips(injection.sites, error_model, key).items()}
-    watch = target != "activations" and not compiled_modules(model)
-    injection.finder.draw = found if watch and how != "latent" else None
-    stack = ExitStack()
+    flipping = _Flipping(injection, as_error_model(error_model), Key(seed, draw))
     try:
-        stack.enter_context(injection.under(drawn, error_model, key, watch=watch))
-        yield flips
-        stack.close()
+        flipping.begin()
+        yield flipping.flips
+        flipping.cancel()
     except BaseException:
-        stack.close()
+        flipping.cancel()
         raise
-    injection.conclude()
-    if how == "latent" and injection.finder.uses:
-        injection.learn()
-    if not drawn and not flips and target != "activations":
-        raise no_sites(model)
+    flipping.conclude()
+
+
+class _Flipping:
+    """Flips bits from the beginning on where they are known, and else from the forward on that first uses them."""
+
+    def __init__(self, injection: Injection, error_model: ErrorModel, key: Key) -> None:
+        self.flips: dict[str, Tensor] = {}
+        self._injection, self._error_model, self._key = injection, error_model, key
+        self._drawn: dict[str, Drawn] = {}
+        self._looked: WeakSet[nn.Module] = WeakSet()
+        self._hooks, self._stack = ExitStack(), ExitStack()
+        injection.check_layers(error_model)
+
+    def begin(self) -> None:
+        """Flip, and look at each module before it first runs."""
+        if self._injection.target != "activations":
+            for module in self._injection.model.modules():
+                if not isinstance(module, torch.jit.ScriptModule):
+                    hook = module.register_forward_pre_hook(Hook(self._before), prepend=True, with_kwargs=True)
+                    self._hooks.callback(hook.remove)
+            if self._injection.how != "latent":
+                self._injection.finder.draw = self._found
+        self._flip()
+
+    def cancel(self) -> None:
+        """Restore."""
+        self._hooks.close()
+        self._stack.close()
+
+    def conclude(self) -> None:
+        """Raise if the flips were not right."""
+        injection = self._injection
+        if injection.target == "activations":
+            return
+        if injection.conclude():
+            raise RuntimeError(f"flips were not exact: {'; '.join(injection.proof.faults.values())}")
+        if not self._drawn and not self.flips:
+            raise no_sites(injection.model)
+        for sentence in without_flips(injection.finder):
+            warnings.warn(f"flipped: {sentence}", stacklevel=4)
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Look at what an outermost module is about to compute with."""
+        if self._injection.finder.in_forward or module in self._looked:
+            return
+        self._looked.add(module)
+        self._stack.close()
+        look(self._injection, module, args, kwargs)
+        self._flip()
+
+    def _flip(self) -> None:
+        injection = self._injection
+        new = [site for site in injection.sites if site.name not in self._drawn]
+        drawn = draw_flips(new, self._error_model, self._key)
+        self._drawn |= {name: self._noted(name, each) for name, each in drawn.items()}
+        watch = injection.target != "activations" and not compiled_modules(injection.model)
+        self._stack.enter_context(injection.under(self._drawn, self._error_model, self._key, watch=watch))
+
+    def _noted(self, name: str, drawn: Drawn) -> Drawn:
+        """Return what draws flips and takes note of them for the user."""
+        if isinstance(drawn, Tensor):
+            self.flips[name] = drawn
+            return drawn
+        return lambda bits: self.flips.setdefault(name, drawn(bits))
+
+    def _found(self, name: str) -> Drawn | None:
+        """Return the flips of a site that nobody has seen before, in the forward that uses it."""
+        site = next((site for site in self._injection.finder.sites() if site.name == name), None)  # or not selected
+        return None if site is None else self._noted(name, draw_site(site, self._error_model, self._key))

@@ -16,6 +16,7 @@ from bnnft.injection.layer import LayerFlips
 from bnnft.injection.operand import Drawn, OperandFlips
 from bnnft.injection.places import How, moved, no_latent, placed
 from bnnft.injection.proof import Proof
+from bnnft.injection.reached import check_reached
 from bnnft.injection.sites import Site, Weights, first_names, known_sites, moved_sites
 from bnnft.tracing.compiled import compiled_modules
 from bnnft.tracing.sharding import whole
@@ -106,8 +107,21 @@ class Injection:
                 found[number] = site._replace(where=known.where)  # the layer is not its only use
             elif self.how == "latent" and site.like_latent is False:
                 raise no_latent(f"{site.name}: its operand has other signs, or it is used as a float too")
+        check_reached(self.finder, [site for site in found if site.name not in left_out], self.how)
         self.finder.settle()
         self.sites = found
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Run the model without flips, and look what it computes with; then :meth:`learn`."""
+        finder = self.finder
+        draw, finder.draw = finder.draw, None
+        finder.flips, finder.stored, finder.elsewhere, finder.proof = {}, frozenset(), frozenset(), None
+        try:
+            with finder:
+                yield
+        finally:
+            finder.draw = draw
 
     def is_due(self, flips: Mapping[str, Drawn]) -> bool:
         """Return whether these flips are to be watched, since those of some site are not proven yet."""
@@ -117,9 +131,11 @@ class Injection:
         """Take what a watched run has proven; return whether something is flipped elsewhere from now on.
 
         Raises:
-            RuntimeError: a layer did not compute with the drawn flips, and there is nowhere else to flip its bits.
+            RuntimeError: a layer did not compute with the drawn flips, and there is nowhere else to flip its bits; the
+                bits of a site are not what its layer computes with.
         """
         self.finder.settle()
+        check_reached(self.finder, self.sites, self.how)
         if self.finder.proof is None:
             return False
         self.finder.proof = None

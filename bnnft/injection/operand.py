@@ -67,6 +67,7 @@ class OperandFlips(Finder):
 
     def remade(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Exchange what was made of zeros, which were no bits yet."""
+        super().remade(result, operation, elements, origin)
         pending = self._zeros.behind(origin)
         found = two_values(result, one_is_enough=True) if pending else None
         if found is None:
@@ -84,6 +85,7 @@ class OperandFlips(Finder):
 
     def read(self, parameter: str, values: Tensor, operation: str) -> Tensor:
         """Exchange the two values of a parameter that holds the bits itself, in what is read of it."""
+        super().read(parameter, values, operation)
         if parameter not in self.stored or not self._is_flipped(parameter):
             return values
         if not self.in_forward or differs_at_once(values):

@@ -27,16 +27,36 @@ class Remarks:
             self._say(f"BitFlipTraining: {errors} on {bits:,} bits in {names}")
 
     def on_the_rest(self, finder: Finder) -> None:
-        """Say which binary biases and operands have no flips."""
+        """Say what is binary, or may be, and has no flips."""
         biases = [name for name in finder.biases_left() if name not in self._said]
         if biases:
             self._said.update(biases)
             self._say(f"BitFlipTraining leaves binary biases alone: {', '.join(biases)}; biases=True flips them")
-        strangers = [stranger for stranger in finder.strangers if stranger not in self._said]
-        if strangers:
-            self._said.update(strangers)
-            where = ", ".join(f"{module or 'the model'} {shape}" for module, shape in strangers)
-            self._warn(
-                f"binary operands that are not the bits of one parameter have no flips: {where}. They are constants, "
-                "masks or integers, sums of several bits, made of several parameters, or kept from an earlier forward"
-            )
+        for sentence in without_flips(finder, self._said):
+            self._warn(f"BitFlipTraining: {sentence}")
+
+
+def without_flips(finder: Finder, said: set[Any] | None = None) -> list[str]:
+    """Return in sentences what has no flips though it is binary, or may be.
+
+    Args:
+        finder: that has watched.
+        said: what was said before, and is not said again; it grows.
+    """
+    said = set() if said is None else said
+    strangers = [stranger for stranger in finder.strangers if stranger not in said]
+    unseen = finder.reads - finder.followed
+    unseen = {name for name in unseen - said if finder.origins.parameters[name].dim() > 1}
+    said.update(strangers, unseen)
+    sentences = []
+    if strangers:
+        where = ", ".join(f"{module or 'the model'} {shape}" for module, shape in strangers)
+        sentences.append(
+            f"binary operands that are not the bits of one parameter have no flips: {where}. They are constants, masks "
+            "or integers, sums of several bits, bits that floats of the same parameter scale, made of several "
+            "parameters, or kept from an earlier forward"
+        )
+    if unseen:
+        names = ", ".join(sorted(unseen))
+        sentences.append(f"no flips in {names}: how the batch is combined with it can't be followed")
+    return sentences

@@ -92,7 +92,7 @@ class BitFlips:
         self.batches = 0
         self._say, self._remarks = say, Remarks(say, warn)
         self._look = target != "activations"
-        self._parameters: list[int] = []
+        self._parameters: list[tuple[str, int]] = []
         self._undecided = Undecided(self.injection.finder, say)
         self._restored = Restored()
 
@@ -168,8 +168,8 @@ class BitFlips:
         injection.check_layers(self.errors.at(self.batches))
 
     def _notice_new_parameters(self) -> None:
-        """Look again where parameters were added, replaced or left out since the last batch."""
-        now = [id(parameter) for parameter in self.model.parameters()]
+        """Look again where parameters were added, replaced, renamed or left out since the last batch."""
+        now = [(name, id(parameter)) for name, parameter in self.model.named_parameters()]
         if now != self._parameters:
             if self._parameters:
                 self.injection.renew()

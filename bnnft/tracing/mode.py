@@ -13,27 +13,28 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from bnnft.tracing.compiled import uncompiled
 
 
-class _Hook:
+class Hook:
     """A hook of a module. A copy of the module, or what is unpickled of it, has one that only takes itself away.
 
     Args:
-        action: what it does in the module itself.
+        action: what it does in the module itself, given what torch hands to a hook.
     """
 
-    def __init__(self, action: Callable[[], None] | None = None) -> None:
+    def __init__(self, action: Callable[..., None] | None = None) -> None:
         self._action = action
 
     def __call__(self, module: nn.Module, *args: Any) -> None:
         if self._action is not None:
-            self._action()
+            self._action(module, *args)
             return
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if hook is self]:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Hook, ()
+        return Hook, ()
 
 
 class ModuleMode(TorchFunctionMode):
@@ -50,6 +51,7 @@ class ModuleMode(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.forwards = 0  # of outermost modules, so far
+        self.ran: set[str] = set()  # names of modules, since it was entered
         self._thread = threading.local()
         self._stack = ExitStack()
 
@@ -60,12 +62,13 @@ class ModuleMode(TorchFunctionMode):
         """Do what a subclass does after the last operation."""
 
     def __enter__(self) -> Self:
+        self.ran = set()
         with torch._C.DisableTorchFunction():  # our own operations are nobody's business
             self.entered()
         for name, module in self.model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # nobody sees what it does
-            enter, leave = _Hook(partial(self._enter_module, name)), _Hook(partial(self._leave_module, name))
+            enter, leave = Hook(partial(self._enter_module, name)), Hook(partial(self._leave_module, name))
             self._stack.callback(module.register_forward_pre_hook(enter).remove)
             # always: an error in a forward must leave neither its name nor the mode behind
             self._stack.callback(module.register_forward_hook(leave, always_call=True).remove)
@@ -101,14 +104,15 @@ class ModuleMode(TorchFunctionMode):
         within: list[tuple[str, bool]] = self._thread.__dict__.setdefault("within", [])
         return within
 
-    def _enter_module(self, name: str) -> None:
+    def _enter_module(self, name: str, *args: Any) -> None:
         entered = self not in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         self.forwards += not self._within
+        self.ran.add(name)
         self._within.append((name, entered))
         if entered:
             super().__enter__()  # type: ignore[no-untyped-call]
 
-    def _leave_module(self, name: str) -> None:
+    def _leave_module(self, name: str, *args: Any) -> None:
         if self.place == name and self._within and self._within.pop()[1]:  # not if another hook has failed before ours
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 

@@ -67,7 +67,7 @@ class Provenance(ModuleMode):
         """Forget all tensors."""
         self.origins.clear()
 
-    def _enter_module(self, name: str) -> None:
+    def _enter_module(self, name: str, *args: Any) -> None:
         self.origins.look_again()
         super()._enter_module(name)
 
@@ -114,7 +114,7 @@ class Provenance(ModuleMode):
             if owner is not None and step.operation not in REARRANGING:
                 now = self.read(owner, tensor, step.operation)
             is_used = step.of_batch or ((origin.marks or owner) and step.operation.startswith(LINEAR_MAPS))
-            if is_used and (origin.marks or tensor.dim() > 1):
+            if is_used and (origin.marks or tensor.dim() > 1 or owner):
                 now = self.used(now, step.operation, number == 0, origin)
             if now is not tensor:
                 changes[id(tensor)] = now

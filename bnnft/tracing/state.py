@@ -25,7 +25,7 @@ _Restore = Callable[[], bool]
 
 
 @contextmanager
-def unchanged(module: nn.Module, skip: Iterable[nn.Module] = ()) -> Iterator[list[str]]:
+def unchanged(module: nn.Module, skip: Iterable[nn.Module] = (), parameters: bool = True) -> Iterator[list[str]]:
     """Put back whatever runs inside of the context changes in a module, and the streams of random numbers.
 
     That is parameters, buffers, and what the module and its parts keep as attributes: numbers, tensors, arrays, lists,
@@ -36,6 +36,7 @@ def unchanged(module: nn.Module, skip: Iterable[nn.Module] = ()) -> Iterator[lis
     Args:
         module: that is to run.
         skip: parts of it whose buffers are to change.
+        parameters: put their values back too, which takes a copy of them.
 
     Yields:
         A list that is filled at the end with the names of what has moved and can't be put back: iterators and files.
@@ -52,6 +53,8 @@ def unchanged(module: nn.Module, skip: Iterable[nn.Module] = ()) -> Iterator[lis
     kept = _Kept()
     if exchanges_parameters(module):  # what is a parameter now may have no memory later
         kept.leave([vars(part)["_parameters"] for part in module.modules()])
+        kept.leave([*module.parameters()])
+    if not parameters:
         kept.leave([*module.parameters()])
     for part in skip:
         kept.leave([vars(part)["_buffers"], *part.buffers(recurse=False)])

@@ -1,0 +1,82 @@
+"""Run a model once for a look at what it computes with, without a trace."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
+
+from bnnft.injection.finder import Finder
+from bnnft.injection.injection import Injection
+from bnnft.injection.remarks import without_flips
+from bnnft.injection.sites import Weights, binarized_weights
+from bnnft.tracing.state import unchanged
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Let a model run unseen: what it keeps is put back, and no forward hooks and function modes of others see it."""
+    modes: list[Any] = []
+    with unchanged(model):
+        for module in model.modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                module._forward_hooks.clear()  # put back with all else
+        try:
+            modes += _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+            for _ in modes:
+                _pop_mode()  # type: ignore[no-untyped-call]
+            for mode in modes:
+                if isinstance(mode, DeviceContext):
+                    _push_mode(mode)  # type: ignore[no-untyped-call]
+            yield
+        finally:
+            while _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+                _pop_mode()  # type: ignore[no-untyped-call]
+            for mode in modes:
+                _push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+def look(injection: Injection, module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Run a part of an injection's model without flips, and learn what it computes with.
+
+    Raises:
+        RuntimeError: flips would not reach the bits that it computes with.
+    """
+    with alone(injection.model), injection.looking():
+        module(*args, **kwargs)
+    injection.learn()
+
+
+def find_binarized_weights(
+    model: nn.Module, *inputs: Tensor, weights: Weights | None = None, biases: bool = False
+) -> dict[str, nn.Parameter]:
+    """Return the binarized weights of any model, also of layers that nobody knows, by watching one forward.
+
+    Float weights are left out; a float layer whose weights all have one magnitude, as some initializers make them,
+    can't be told from a binary one before its first update.
+
+    Args:
+        model: any module; it runs once, in the mode it is in, without a trace.
+        inputs: of the model.
+        weights: patterns or a function; then only what they select.
+        biases: report binary biases too.
+
+    Example:
+        >>> class Mine(nn.Linear):
+        ...     def forward(self, x):
+        ...         return nn.functional.linear(x, self.weight + (self.weight.sign() - self.weight).detach())
+        >>> model = nn.Sequential(Mine(16, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> list(find_binarized_weights(model, torch.ones(1, 16)))
+        ['0.weight']
+    """
+    binarized_weights(model, weights)  # raises for a pattern that matches nothing
+    finder = Finder(model, weights, biases)
+    with torch.enable_grad(), alone(model), finder:
+        model(*inputs)
+    for sentence in without_flips(finder):
+        warnings.warn(f"find_binarized_weights: {sentence}", stacklevel=2)
+    return {site.name: site.weight for site in finder.sites()}
