@@ -64,6 +64,13 @@ def finished(processes):
     return done
 
 
+def completed(*command, anew=False, **where):
+    """Run ``python SCRIPT ARGUMENTS`` in a process of the server, or anew, in one that shares nothing with others."""
+    if anew:
+        return subprocess.run([sys.executable, *command], capture_output=True, text=True, **where)
+    return Started(*command, **where).wait()
+
+
 def prepared(folder):
     """Give a folder train.py and conf, and return the environment: W&B stays offline and writes nothing elsewhere."""
     for name in ("train.py", "conf"):
@@ -74,17 +81,15 @@ def prepared(folder):
     return os.environ | quiet | {"PYTHONPATH": paths, "COLUMNS": "120"}
 
 
-def start_script(name, *arguments, **environment):
-    """Start a script of the tests in a process of its own."""
-    paths = os.pathsep.join(
-        map(str, [ROOT, ROOT / "tests", ROOT / "tests" / "foreign", os.environ.get("PYTHONPATH", "")])
-    )
-    return Started(ROOT / "tests" / name, *arguments, env=os.environ | {"PYTHONPATH": paths} | environment)
+def finds_tests(**environment):
+    """Return the environment in which scripts of the tests run."""
+    paths = [ROOT, ROOT / "tests", ROOT / "tests" / "foreign", os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | environment
 
 
-def run_script(name, *arguments):
+def run_script(name, *arguments, anew=False):
     """Run a script of the tests in a process of its own."""
-    return start_script(name, *arguments).wait()
+    return completed(ROOT / "tests" / name, *arguments, anew=anew, env=finds_tests())
 
 
 def run_ranks(name, *arguments, ranks=2):
@@ -92,9 +97,9 @@ def run_ranks(name, *arguments, ranks=2):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
-    started = [start_script(name, *arguments, LOCAL_RANK=str(rank), RANK=str(rank), **place) for rank in range(ranks)]
-    return finished(started)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+    places = [{"LOCAL_RANK": str(rank), "RANK": str(rank)} | meeting for rank in range(ranks)]
+    return finished([Started(ROOT / "tests" / name, *arguments, env=finds_tests(**place)) for place in places])
 
 
 def call_on_two_processes(function, *arguments):
@@ -103,6 +108,6 @@ def call_on_two_processes(function, *arguments):
     assert all(process.returncode == 0 for process in done), "".join(process.stderr[-3000:] for process in done)
 
 
-def run(folder, *arguments, **environment):
+def run(folder, *arguments, anew=False, **environment):
     """Run train.py."""
-    return Started("train.py", *arguments, cwd=folder, env=prepared(folder) | environment).wait()
+    return completed("train.py", *arguments, anew=anew, cwd=folder, env=prepared(folder) | environment)
