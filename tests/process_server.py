@@ -88,7 +88,8 @@ def become(script, arguments, folder, environment, files):
         os.dup2(file, number)
         os.close(file)
     sys.argv = [script, *arguments]
-    sys.path[:1] = [str(Path(script).resolve().parent), *filter(None, environment.get("PYTHONPATH", "").split(":"))]
+    paths = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:1] = [str(Path(script).resolve().parent), *map(os.path.abspath, paths)]
     importlib.invalidate_caches()
     with suppress(ImportError):  # of the extra `wandb`, which has a folder for each process that imports it
         from wandb.sdk.data_types._private import MEDIA_TMP
