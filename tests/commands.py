@@ -42,6 +42,8 @@ class Started:
         self.args = [str(part) for part in (script, *arguments)]
         self.folder = tempfile.TemporaryDirectory(prefix="bnnft_")
         self.files = [Path(self.folder.name, name) for name in ("stdout", "stderr")]
+        for file in self.files:
+            file.touch()  # a process may be killed before it gets there
         where = {"folder": cwd or os.getcwd(), "environment": {"OMP_NUM_THREADS": "1"} | dict(env), "files": self.files}
         self.pid = server().ask(script=self.args[0], arguments=self.args[1:], **where)
 

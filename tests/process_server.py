@@ -84,7 +84,7 @@ def become(script, arguments, folder, environment, files):
     os.environ.clear()
     os.environ.update(environment)
     for number, path in zip((1, 2), files, strict=True):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     sys.argv = [script, *arguments]
