@@ -1,6 +1,9 @@
 import os
 import sys
 
+# Several processes run tests side by side: each computes on one thread, and so do the commands that it starts.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 import hypothesis
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import nn
 # the same examples in every run, and no limits on time: machines are slow at times
 hypothesis.settings.register_profile("bnnft", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("bnnft")
+torch.set_num_threads(1)
 
 # Tests and the commands that they start are no jobs of Slurm, also where it is installed or runs the tests: Lightning
 # would remark that `srun` was not used, or refuse to start other processes than those of the job.

@@ -1,10 +1,9 @@
-"""Measure scores on two processes: ``python merging.py FOLDER``, once with data on both and once on the first alone.
+"""Measure scores on two processes, once with data on both and once on the first alone.
 
 Each process writes the curve that it has after merging, as all of them do.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -49,7 +48,6 @@ def summed(tensor):
 
 
 def process(rank, folder):
-    torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     found = {}
     for samples in (9, 24):
@@ -57,7 +55,3 @@ def process(rank, folder):
         found[samples] = curves(rows, summed)
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.multiprocessing.spawn(process, (sys.argv[1],), nprocs=2)

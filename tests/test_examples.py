@@ -1,17 +1,15 @@
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from commands import Started
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "drop_in"
 
 
 def run(folder, command, *more):
-    program = [sys.executable, EXAMPLE / "project.py", command, "--config", EXAMPLE / "config.yaml"]
-    quiet = "--trainer.enable_progress_bar=false"
-    done = subprocess.run([*program, quiet, *more], cwd=folder, capture_output=True, text=True)
+    program = [EXAMPLE / "project.py", command, "--config", EXAMPLE / "config.yaml"]
+    done = Started(*program, "--trainer.enable_progress_bar=false", *more, cwd=folder).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 

@@ -130,7 +130,7 @@ def test_an_unknown_choice_is_hydras_own_error(tmp_path):
 
 
 def test_help_shows_groups_and_commands_worth_copying(tmp_path):
-    page = run(tmp_path, "--help").stdout
+    page = run(tmp_path, "--help", anew=True).stdout
     assert "dataset: digits, fashion_mnist" in page
     assert page.count("\n  python train.py") == 8
     assert page.count("\n  python -m bnnft.report") == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import run_script
+from commands import run_ranks, run_script
 from networks import small_data
 from torch import nn
 
@@ -12,11 +12,14 @@ from bnnft.ber import Asymmetric, Independent, Key
 SITES = ("net.0.weight", "net.2.weight")
 
 
-def run(folder, *arguments):
+def run(folder, launcher, *arguments):
     """Run the script in processes of its own and return what each process saw, and the test metrics."""
     folder.mkdir()
-    done = run_script("distributed.py", *arguments[:2], folder, *arguments[2:])
-    assert done.returncode == 0, done.stderr[-3000:]
+    if launcher == "torchrun":
+        processes = run_ranks("distributed.py", *arguments[:2], folder, *arguments[2:])
+    else:
+        processes = [run_script("distributed.py", *arguments[:2], folder, *arguments[2:])]
+    assert all(done.returncode == 0 for done in processes), "".join(done.stderr[-3000:] for done in processes)
     seen = [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]
     assert len(seen) == int(arguments[1])
     return seen, torch.load(folder / "metrics.pt", weights_only=True)
@@ -94,10 +97,18 @@ def assert_equal_and_as_by_hand(ranks, weights):
     assert all(torch.allclose(first[name], weights[name], atol=1e-5) for name in first)
 
 
-@pytest.mark.parametrize(("strategy", "processes"), [("auto", "1"), ("ddp", "2"), ("ddp_spawn", "2"), ("fsdp2", "2")])
-def test_processes_train_as_a_plain_loop_in_one_does(tmp_path, expected, strategy, processes):
+@pytest.mark.parametrize(
+    ("launcher", "strategy", "processes"),
+    [
+        ("lightning", "auto", "1"),
+        ("lightning", "ddp", "2"),  # of which one is a new process of Python, as with the next
+        ("lightning", "ddp_spawn", "2"),
+        ("torchrun", "fsdp2", "2"),
+    ],
+)
+def test_processes_train_as_a_plain_loop_in_one_does(tmp_path, expected, launcher, strategy, processes):
     """Each process draws from seed, step and position of the weight alone; with a rank in the key ranks part ways."""
-    ranks, metrics = run(tmp_path / "run", strategy, processes)
+    ranks, metrics = run(tmp_path / "run", launcher, strategy, processes)
     assert_equal_and_as_by_hand(ranks, expected[0])
     assert {name: metrics[name] for name in expected[1]} == pytest.approx(expected[1], rel=1e-4)
 
@@ -107,7 +118,7 @@ def test_errors_that_read_bits_and_a_second_pass_are_those_of_one_process(tmp_pa
     weights = reference.train_by_hand([True, False])
     errors = Asymmetric(0.3 * 0.05 / 0.175, 0.3 * 0.3 / 0.175)  # a mean of 0.3 in the same relation
     for strategy in ("ddp", "fsdp2"):
-        ranks, metrics = run(tmp_path / strategy, strategy, "2", "latent", "BinaryLinear", "0.1", "average")
+        ranks, metrics = run(tmp_path / strategy, "torchrun", strategy, "2", "latent", "BinaryLinear", "0.1", "average")
         assert_equal_and_as_by_hand(ranks, weights)
         assert metrics["test/acc_ber_0p3"] == pytest.approx(reference.accuracy(errors))
 
@@ -123,7 +134,7 @@ def test_errors_that_read_bits_and_a_second_pass_are_those_of_one_process(tmp_pa
 )
 def test_each_process_computes_with_exactly_the_drawn_flips(tmp_path, strategy, how, layer):
     """With a learning rate of 0 a step computes with the first bits, but for those drawn for this step."""
-    ranks, metrics = run(tmp_path / "run", strategy, "2", how, layer, "0.0")
+    ranks, metrics = run(tmp_path / "run", "torchrun", strategy, "2", how, layer, "0.0")
     for signs, outputs, weights in ranks:
         latent = weights["net.0.weight"].float()
         bits = (latent - latent.mean(1, keepdim=True) if layer == "Centred" else latent).sign()

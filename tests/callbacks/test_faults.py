@@ -29,17 +29,18 @@ def after(steps):
 def test_a_run_killed_in_the_middle_of_a_batch_goes_on_bit_equal(tmp_path, layer):
     """Kill -9 in the third epoch, resumed from the last checkpoint, with shuffled data.
 
-    Fails if the number of draws, or for layers of others where the flips go, is not in the checkpoint.
+    Fails if the number of draws, or for layers of others where the flips go, is not in the checkpoint. Once it goes on
+    in a new process of Python, where sets of strings have another order.
     """
 
-    def go(name, rate, *more):
+    def go(name, rate, *more, anew=False):
         (tmp_path / name).mkdir(exist_ok=True)
-        return run_script("killed.py", layer, tmp_path / name, rate, *more).returncode
+        return run_script("killed.py", layer, tmp_path / name, rate, *more, anew=anew).returncode
 
     assert go("whole", "0.2") == go("without", "0") == 0
     assert go("cut", "0.2", "15") == -signal.SIGKILL
     assert not (tmp_path / "cut" / "weights.pt").exists()
-    assert go("cut", "0.2") == 0
+    assert go("cut", "0.2", anew=layer == "SignFunction") == 0
     names = ("whole", "cut", "without")
     whole, resumed, without = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in names)
     assert equal_states(whole, resumed)

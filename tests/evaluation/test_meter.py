@@ -4,7 +4,7 @@ from contextlib import contextmanager
 import merging
 import pytest
 import torch
-from commands import run_script
+from commands import call_on_two_processes
 from torch import nn
 from torchmetrics import ExplainedVariance
 
@@ -96,8 +96,7 @@ def test_bounds_that_values_leave_are_none():
 
 def test_metrics_and_functions_on_two_processes_are_those_of_one(tmp_path):
     """Also where the second process has no data at all."""
-    done = run_script("merging.py", tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    call_on_two_processes(merging.process, tmp_path)
     expected = merging.curves(slice(0, 24), lambda tensor: tensor)
     assert len({*expected["mean_squared_error"]}) > 2
     for rank in (0, 1):

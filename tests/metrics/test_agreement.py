@@ -1,8 +1,8 @@
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 import torch.nn.functional as F
+from commands import call_on_two_processes
 from networks import small_data, small_net
 from torch.testing import assert_close
 
@@ -28,7 +28,6 @@ def batches():
 
 
 def measure_in_process(rank, folder, shares):
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
         first = shares[0]
@@ -39,10 +38,8 @@ def measure_in_process(rank, folder, shares):
 
 
 @pytest.mark.parametrize("shares", [(6, 0), (0, 6), (2, 4)])
-def test_two_processes_measure_what_one_does_also_where_one_has_no_data(tmp_path, monkeypatch, pytestconfig, shares):
-    monkeypatch.syspath_prepend(pytestconfig.rootpath / "tests")  # where the new processes find these files
-    monkeypatch.syspath_prepend(pytestconfig.rootpath)
-    torch.multiprocessing.spawn(measure_in_process, (str(tmp_path), shares), nprocs=2)
+def test_two_processes_measure_what_one_does_also_where_one_has_no_data(tmp_path, shares):
+    call_on_two_processes(measure_in_process, tmp_path, shares)
     expected = measured(small_net().eval(), batches())
     for rank in (0, 1):
         results = torch.load(tmp_path / f"{rank}.pt")

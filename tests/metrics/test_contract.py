@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
+from commands import call_on_two_processes
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from torch.testing import assert_close
@@ -97,7 +97,6 @@ def test_forward_returns_the_batch_and_takes_it_in(kind):
 
 def measure_in_process(rank, folder):
     """Take in one of two unequal parts, let compute() merge the processes, and save what this process got."""
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
         results = {}
@@ -113,9 +112,8 @@ def measure_in_process(rank, folder):
         torch.distributed.destroy_process_group()
 
 
-def test_two_processes_with_unequal_parts_compute_what_one_does(tmp_path, monkeypatch, pytestconfig):
-    monkeypatch.syspath_prepend(pytestconfig.rootpath)  # where the new processes find this file
-    torch.multiprocessing.spawn(measure_in_process, (str(tmp_path),), nprocs=2)
+def test_two_processes_with_unequal_parts_compute_what_one_does(tmp_path):
+    call_on_two_processes(measure_in_process, tmp_path)
     for rank, samples in ((0, 7), (1, 5)):
         results = torch.load(tmp_path / f"{rank}.pt")
         for kind in METRICS:
