@@ -1,6 +1,6 @@
 """Let the gradient of flipped bits change sign in every use, or say that it can't."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from bnnft.injection.exchange import with_turned_gradient
+from bnnft.tracing.elements import Elements, storage_of
 from bnnft.tracing.origins import Origins
 
 
 class ExactGradient:
-    """Changes the sign of gradients at flipped bits, where the batch is combined with them.
+    """Changes the sign of gradients at flipped bits, and checks that these reach their parameters.
+
+    The sign changes in the first tensor of bits that is in autograd's graph: what is multiplied onto the bits later has
+    the gradient of flipped ones.
 
     Args:
         origins: of the tensors that are made of parameters.
@@ -20,34 +24,65 @@ class ExactGradient:
 
     def __init__(self, origins: Origins) -> None:
         self._origins = origins
+        self._outside: dict[int, dict[str, Tensor]] = {}  # flat places of flips in bits without a graph, by memory
         self._reached: set[str] = set()  # parameters whose gradients change sign
         self._hidden: dict[str, Any] = {}  # hooks on those that were used without a graph
 
-    def turned(self, operand: Tensor, flips: Mapping[str, Tensor | None], place: str) -> Tensor:
-        """Return an operand whose gradient changes sign at flipped bits.
+    def made(self, bits: Tensor, places: Mapping[str, Tensor]) -> Tensor:
+        """Return bits that were just made with flips of some parameters, with another gradient at these places."""
+        if bits.requires_grad:
+            for owner, there in places.items():
+                bits = with_turned_gradient(bits, there, owner)
+        else:  # an autograd function may be about to put them into the graph
+            self._outside[storage_of(bits)] = dict(places)
+        return bits
+
+    def taken(self, bits: Tensor) -> Tensor:
+        """Return what an operation takes: bits that an autograd function has made, with another gradient."""
+        places = self._outside.get(storage_of(bits), {}) if bits.requires_grad else {}
+        for owner, there in places.items():
+            if not _changes_sign(bits, owner) and bits.numel() > int(there.max() if there.numel() else 0):
+                bits = with_turned_gradient(bits, there, owner)
+        return bits
+
+    def joined(self, result: Tensor, given: Iterable[Tensor], flips: Mapping[str, Tensor | None]) -> Tensor:
+        """Return bits without a graph that were put on top of their parameter, with another gradient."""
+        elements = self._origins.elements(result)
+        for owner, places in flips.items():
+            if result.requires_grad and places is not None and elements is not None:
+                passes = any(self._passes(tensor, elements, owner) for tensor in given)
+                if passes and not _changes_sign(result, owner):
+                    there = elements.positions(self._origins, owner, places, result.numel())
+                    result = with_turned_gradient(result, there, owner)
+        return result
+
+    def _passes(self, tensor: Tensor, elements: Elements, owner: str) -> bool:
+        """Return whether the gradient of a tensor goes on to a parameter, element by element, not by way of bits."""
+        origin = self._origins.of(tensor)
+        own = origin is not None and not origin.marks and owner in origin.parameters
+        return own and tensor.requires_grad and self._origins.elements(tensor) == elements
+
+    def check(self, operand: Tensor, owners: Iterable[str], place: str) -> None:
+        """Look whether the gradient changes sign between a use of bits and their parameters.
 
         Args:
-            operand: made of the bits of some parameters.
-            flips: flat indices of flipped bits, by parameter.
+            operand: that the batch is combined with.
+            owners: parameters with flips.
             place: the module that runs.
 
         Raises:
-            RuntimeError: autograd does not see them.
+            RuntimeError: it does not.
         """
-        elements = self._origins.elements(operand)
-        for owner, places in flips.items():
+        for owner in owners:
             parameter = self._origins.parameters[owner]
             if torch.is_grad_enabled() and parameter.requires_grad:
-                if not operand.requires_grad or elements is None or places is None:
+                if not _changes_sign(operand, owner):
                     raise _out_of_reach(owner, place)
                 self._reached.add(owner)
-                there = elements.positions(self._origins, owner, places, operand.numel())
-                operand = with_turned_gradient(operand, there)
             elif parameter.requires_grad and not parameter.is_inference() and owner not in self._hidden:
                 # activation checkpointing runs it again with a graph; an autograd function does not
                 check = partial(self._check_reached, owner, place)
                 self._hidden[owner] = parameter.register_hook(check)  # type: ignore[no-untyped-call]
-        return operand
 
     def clear(self) -> None:
         """Forget all parameters."""
@@ -55,10 +90,25 @@ class ExactGradient:
             handle.remove()
         self._hidden.clear()
         self._reached.clear()
+        self._outside.clear()
 
     def _check_reached(self, owner: str, place: str, gradient: Tensor) -> None:
         if owner not in self._reached:
             raise _out_of_reach(owner, place)
+
+
+def _changes_sign(tensor: Tensor, owner: str) -> bool:
+    """Return whether the gradient of a tensor changes sign at flips of a parameter on its way."""
+    nodes, known = [tensor.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in known:
+            continue
+        if getattr(node, "owner", None) == owner:
+            return True
+        known.add(node)
+        nodes += [below for below, _ in node.next_functions]
+    return False
 
 
 def _out_of_reach(owner: str, place: str) -> RuntimeError:

@@ -25,13 +25,14 @@ class _TurnGradient(torch.autograd.Function):
     """The identity, through which the gradient at some places changes sign."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, places: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, places: Tensor, owner: str) -> Tensor:
         ctx.save_for_backward(places)
+        ctx.owner = owner
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        return opposite(gradients[0], *ctx.saved_tensors), None
+        return opposite(gradients[0], *ctx.saved_tensors), None, None
 
 
 def exchange(values: Tensor, places: Tensor, middle: Tensor) -> Tensor:
@@ -44,9 +45,9 @@ def exchange(values: Tensor, places: Tensor, middle: Tensor) -> Tensor:
     return values
 
 
-def with_turned_gradient(values: Tensor, places: Tensor) -> Tensor:
-    """Return the values; their gradient changes sign at flat places."""
-    result: Tensor = _TurnGradient.apply(values, places)
+def with_turned_gradient(values: Tensor, places: Tensor, owner: str = "") -> Tensor:
+    """Return the values; their gradient changes sign at flat places, of flips of a parameter."""
+    result: Tensor = _TurnGradient.apply(values, places, owner)
     return result
 
 

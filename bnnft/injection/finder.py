@@ -9,7 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnnft.injection.bits import Bits, Mark, Use, by_signs, compared_with_latent, few_values, form_of, has_rank_one, is_masked
+from bnnft.injection.bits import (
+    Bits,
+    Mark,
+    Use,
+    by_signs,
+    compared_with_latent,
+    few_values,
+    form_of,
+    has_rank_one,
+    is_masked,
+)
 from bnnft.injection.proof import Proof
 from bnnft.injection.sites import Site, Weights, first_names, known_sites
 from bnnft.tracing.binary import TwoValues, differs_at_once, same_sides, sides_of, two_values
@@ -17,6 +27,7 @@ from bnnft.tracing.elements import Elements
 from bnnft.tracing.origins import Origin
 from bnnft.tracing.provenance import Provenance
 from bnnft.tracing.sharding import whole
+from bnnft.tracing.steps import Step
 from bnnft.tracing.tracking import LINEAR_MAPS
 
 _LEVELS = 16  # values of a weight that is made of several bits, at most
@@ -88,13 +99,13 @@ class Finder(Provenance):
 
     # --- watching ---------------------------------------------------------------------------------------------
 
-    def made(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
+    def made(self, result: Tensor, step: Step, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Look at a float tensor that was made of parameters, element by element."""
         if origin.marks:
-            return self.remade(result, operation, elements, origin)
+            return self.remade(result, step, elements, origin)
         if result.numel() < 2 or differs_at_once(result):
             return result, None
-        mark = Mark(self.place, operation, tuple(result.shape), tuple(elements.owners(self.origins)))
+        mark = Mark(self.place, step.operation, tuple(result.shape), tuple(elements.owners(self.origins)))
         known = self.bits.get(mark)
         settled = known is not None and known.symmetric and known.feeds is not None and known.sides is None
         if settled and self.proof is None:
@@ -107,7 +118,7 @@ class Finder(Provenance):
         result = self.flipped(result, elements, mark, found)
         return result, mark
 
-    def remade(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
+    def remade(self, result: Tensor, step: Step, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Return what is to be used in place of a tensor that was made of bits, and a mark if it is to have its own."""
         watched = [self.bits[mark] for mark in origin.marks if mark in self.bits and self.bits[mark].sides is not None]
         owners = {owner for mark in origin.marks for owner in mark.owners} & origin.floats

@@ -96,23 +96,17 @@ class _Flipping:
         self._injection, self._error_model, self._key = injection, error_model, key
         self._drawn: dict[str, Drawn] = {}
         self._looked: WeakSet[nn.Module] = WeakSet()
-        self._hooks, self._stack = ExitStack(), ExitStack()
+        self._stack = ExitStack()
         injection.check_layers(error_model)
 
     def begin(self) -> None:
         """Flip, and look at each module before it first runs."""
-        if self._injection.target != "activations":
-            for module in self._injection.model.modules():
-                if not isinstance(module, torch.jit.ScriptModule):
-                    hook = module.register_forward_pre_hook(Hook(self._before), prepend=True, with_kwargs=True)
-                    self._hooks.callback(hook.remove)
-            if self._injection.how != "latent":
-                self._injection.finder.draw = self._found
+        if self._injection.target != "activations" and self._injection.how != "latent":
+            self._injection.finder.draw = self._found
         self._flip()
 
     def cancel(self) -> None:
         """Restore."""
-        self._hooks.close()
         self._stack.close()
 
     def conclude(self) -> None:
@@ -143,6 +137,11 @@ class _Flipping:
         self._drawn |= {name: self._noted(name, each) for name, each in drawn.items()}
         watch = injection.target != "activations" and not compiled_modules(injection.model)
         self._stack.enter_context(injection.under(self._drawn, self._error_model, self._key, watch=watch))
+        if injection.target != "activations":
+            for module in injection.model.modules():
+                if not isinstance(module, torch.jit.ScriptModule):  # before the hooks that flip
+                    hook = module.register_forward_pre_hook(Hook(self._before), prepend=True, with_kwargs=True)
+                    self._stack.callback(hook.remove)
 
     def _noted(self, name: str, drawn: Drawn) -> Drawn:
         """Return what draws flips and takes note of them for the user."""

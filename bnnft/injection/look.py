@@ -14,17 +14,24 @@ from bnnft.injection.finder import Finder
 from bnnft.injection.injection import Injection
 from bnnft.injection.remarks import without_flips
 from bnnft.injection.sites import Weights, binarized_weights
+from bnnft.tracing.mode import Hook
 from bnnft.tracing.state import unchanged
 
 
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
-    """Let a model run unseen: what it keeps is put back, and no forward hooks and function modes of others see it."""
+    """Let a model run unseen: what it keeps is put back, and no forward hooks and function modes of others see it.
+
+    Hooks before a forward stay, as some make the weights that it computes with; what others flip does not.
+    """
     modes: list[Any] = []
     with unchanged(model):
         for module in model.modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 module._forward_hooks.clear()  # put back with all else
+                vars(module).pop("flips", None)  # lent by others
+                for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Hook)]:
+                    del module._forward_pre_hooks[key]
         try:
             modes += _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
             for _ in modes:

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from bnnft.injection.bits import Bits, Mark
 from bnnft.injection.exact_gradient import ExactGradient
-from bnnft.injection.exchange import exchanged, exchanged_made, with_turned_gradient
+from bnnft.injection.exchange import exchanged, exchanged_made
 from bnnft.injection.finder import Finder
 from bnnft.injection.sites import Weights
 from bnnft.injection.zeros import PendingZeros
 from bnnft.tracing.binary import TwoValues, differs_at_once, sides_of, two_values
 from bnnft.tracing.elements import Elements
 from bnnft.tracing.origins import Origin
+from bnnft.tracing.steps import Step
 
 # flat indices of a site's wrong bits, or what draws them once the bits are known: from a tensor of their signs
 Drawn = Tensor | Callable[[Tensor], Tensor]
@@ -57,17 +58,22 @@ class OperandFlips(Finder):
             return result
         with torch._C.DisableTorchFunction():
             self._zeros.forget(mark)
-            for owner in owners:
-                places = self._places(owner, result, elements, found)
-                places = self._zeros.without(mark, result, elements, places, found.middle)
-                result = exchanged_made(result, places, found.middle)
+            places = {owner: self._places(owner, result, elements, found) for owner in owners}
+            bits_alone = [self._zeros.without(mark, result, elements, each, found.middle) for each in places.values()]
+            if self._exact is not None:
+                result = self._exact.made(result, places)
+            for each in bits_alone:
+                result = exchanged_made(result, each, found.middle)
             if bits.sides is not None and (self.proof is not None or bits.feeds is None):
                 self.bits[mark] = bits._replace(sides=sides_of(result, found))
         return result
 
-    def remade(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
+    def remade(self, result: Tensor, step: Step, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Exchange what was made of zeros, which were no bits yet."""
-        super().remade(result, operation, elements, origin)
+        super().remade(result, step, elements, origin)
+        if self._exact is not None and result.requires_grad:
+            flips = {owner: self._last.get(owner) for mark in origin.marks for owner in mark.owners}
+            result = self._exact.joined(result, step.given, flips)
         pending = self._zeros.behind(origin)
         found = two_values(result, one_is_enough=True) if pending else None
         if found is None:
@@ -79,7 +85,7 @@ class OperandFlips(Finder):
                 if zeros is None or bool((sides[zeros > 0] == 0).any()):
                     return result, None
                 result = exchanged_made(result, zeros.reshape(-1).nonzero().squeeze(1), found.middle)
-            mark = Mark(self.place, f"{operation} of zeros", tuple(result.shape), pending[0].owners)
+            mark = Mark(self.place, f"{step.operation} of zeros", tuple(result.shape), pending[0].owners)
             self.bits[mark] = Bits(found.symmetric, bits.feeds, sides_of(result, found), elements)
         return result, mark
 
@@ -97,7 +103,11 @@ class OperandFlips(Finder):
             places = self._places(parameter, values, elements, found)
             result = exchanged(values, places, found.middle)
             self.origins.keep(result, Origin(frozenset([parameter]), frozenset([parameter])), elements)
-        return with_turned_gradient(result, places) if self._exact is not None else result
+        return result if self._exact is None else self._exact.made(result, {parameter: places})
+
+    def taken(self, operand: Tensor) -> Tensor:
+        """Change the gradient's signs in what an autograd function has made of bits."""
+        return operand if self._exact is None else self._exact.taken(operand)
 
     def used(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> Tensor:
         """Look at what the batch is combined with; flip what was not known before, and change the gradient's signs."""
@@ -112,9 +122,8 @@ class OperandFlips(Finder):
         owners = marked | (origin.parameters & self.stored)
         if late := [owner for owner in owners if owner in self.flips and not self._is_flipped(owner)]:
             operand = self._flipped_late(operand, late)
-        elif self._exact is not None and origin.marks:
-            last = {owner: self._last.get(owner) for owner in marked & set(self.flips)}
-            operand = self._exact.turned(operand, last, self.place)
+        if self._exact is not None:
+            self._exact.check(operand, marked & set(self.flips), self.place)
         return operand
 
     def signs(self, owner: str) -> Tensor:
@@ -135,7 +144,7 @@ class OperandFlips(Finder):
             with torch._C.DisableTorchFunction():
                 places = [self._places(owner, operand, elements, values) for owner in owners]
                 if self._exact is not None:
-                    operand = self._exact.turned(operand, {owner: self._last[owner] for owner in owners}, self.place)
+                    operand = self._exact.made(operand, dict(zip(owners, places, strict=True)))
                 operand = operand if operand.requires_grad else operand.clone()  # it may be used once more
                 for there in places:
                     operand = exchanged_made(operand, there, values.middle)

@@ -24,6 +24,7 @@ class Hook:
         self._action = action
 
     def __call__(self, module: nn.Module, *args: Any) -> None:
+        """Act, or take itself away."""
         if self._action is not None:
             self._action(module, *args)
             return

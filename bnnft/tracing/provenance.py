@@ -39,7 +39,7 @@ class Provenance(ModuleMode):
 
     # --- what subclasses do -------------------------------------------------------------------------------------
 
-    def made(self, result: Tensor, operation: str, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
+    def made(self, result: Tensor, step: Step, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Return what to use in place of a float tensor that was made of parameters element by element, and a mark.
 
         ``None`` is no mark; what was made of marked tensors then keeps theirs.
@@ -48,6 +48,10 @@ class Provenance(ModuleMode):
 
     def used(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> Tensor:
         """Return what to use in place of an operand that an operation combines with the batch."""
+        return operand
+
+    def taken(self, operand: Tensor) -> Tensor:
+        """Return what to use in place of a marked tensor that an operation takes."""
         return operand
 
     def read(self, parameter: str, values: Tensor, operation: str) -> Tensor:
@@ -110,7 +114,7 @@ class Provenance(ModuleMode):
                 if step.of_batch and origin.parameters and tensor.dim() > 1 and tensor.dtype in _SMALL:
                     self.not_float(tensor)
                 continue
-            now, owner = tensor, self.origins.owner(tensor)
+            now, owner = self.taken(tensor) if origin.marks else tensor, self.origins.owner(tensor)
             if owner is not None and step.operation not in REARRANGING:
                 now = self.read(owner, tensor, step.operation)
             is_used = step.of_batch or ((origin.marks or owner) and step.operation.startswith(LINEAR_MAPS))
@@ -145,7 +149,7 @@ class Provenance(ModuleMode):
         self.origins.change(target, origin)
         self.origins.view(target, found)
         if found is not None:
-            now, mark = self.made(target, operation, found, origin)
+            now, mark = self.made(target, step, found, origin)
             write_over(target, now)
             if mark is not None:
                 self.origins.change(target, Origin(origin.parameters, frozenset(), frozenset([mark])))
@@ -177,7 +181,7 @@ class Provenance(ModuleMode):
             self.origins.view(tensor, found)
             if is_view or not tensor.is_floating_point():
                 continue
-            now, mark = self.made(tensor, operation, found, origin)
+            now, mark = self.made(tensor, step, found, origin)
             if tensor is not result:  # nothing can be put in the place of a wrapped tensor
                 now = write_over(tensor, now)
             elif now is not tensor:

@@ -31,8 +31,8 @@ class Watching(Provenance):
         super().__init__(model)
         self.made_of, self.uses, self.reads = [], [], []
 
-    def made(self, result, operation, elements, origin):
-        self.made_of.append((operation, tuple(result.shape)))
+    def made(self, result, step, elements, origin):
+        self.made_of.append((step.operation, tuple(result.shape)))
         return result, None
 
     def used(self, operand, operation, first, origin):
@@ -185,7 +185,7 @@ def test_the_place_is_the_innermost_module_that_runs():
             return operand
 
     inner = Model(lambda m, x: F.linear(x, m.w))
-    model = nn.Sequential(nn.Sequential(nn.Linear(6, 6), inner))
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 6, bias=False), inner))
     with Places(model):
         model(torch.randn(3, 6))
         F.linear(torch.randn(3, 6), inner.w)
