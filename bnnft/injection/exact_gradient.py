@@ -24,37 +24,42 @@ class ExactGradient:
 
     def __init__(self, origins: Origins) -> None:
         self._origins = origins
-        self._outside: dict[int, dict[str, Tensor]] = {}  # flat places of flips in bits without a graph, by memory
+        self._made: dict[int, dict[str, Tensor]] = {}  # flips of what was made, by memory
         self._reached: set[str] = set()  # parameters whose gradients change sign
         self._hidden: dict[str, Any] = {}  # hooks on those that were used without a graph
 
-    def made(self, bits: Tensor, places: Mapping[str, Tensor]) -> Tensor:
-        """Return bits that were just made with flips of some parameters, with another gradient at these places."""
-        if bits.requires_grad:
-            for owner, there in places.items():
-                bits = with_turned_gradient(bits, there, owner)
-        else:  # an autograd function may be about to put them into the graph
-            self._outside[storage_of(bits)] = dict(places)
-        return bits
+    def made(self, bits: Tensor, flips: Mapping[str, Tensor]) -> Tensor:
+        """Return bits that were just made, with another gradient.
+
+        Args:
+            bits: made of parameters.
+            flips: flat indices of flipped bits, by parameter.
+        """
+        # an autograd function may be about to put them into the graph, or they were written over something in it
+        self._made[storage_of(bits)] = dict(flips)
+        return self._turned(bits, flips) if bits.requires_grad else bits
 
     def taken(self, bits: Tensor) -> Tensor:
-        """Return what an operation takes: bits that an autograd function has made, with another gradient."""
-        places = self._outside.get(storage_of(bits), {}) if bits.requires_grad else {}
-        for owner, there in places.items():
-            if not _changes_sign(bits, owner) and bits.numel() > int(there.max() if there.numel() else 0):
-                bits = with_turned_gradient(bits, there, owner)
+        """Return what an operation takes of bits that came into the graph since they were made."""
+        flips = self._made.get(storage_of(bits), {}) if bits.requires_grad else {}
+        return self._turned(bits, {owner: each for owner, each in flips.items() if not _changes_sign(bits, owner)})
+
+    def _turned(self, bits: Tensor, flips: Mapping[str, Tensor]) -> Tensor:
+        elements = self._origins.elements(bits)
+        if elements is None:
+            return bits
+        for owner, indices in flips.items():
+            places = elements.positions(self._origins, owner, indices, bits.numel())
+            bits = with_turned_gradient(bits, places, owner)
         return bits
 
-    def joined(self, result: Tensor, given: Iterable[Tensor], flips: Mapping[str, Tensor | None]) -> Tensor:
+    def joined(self, result: Tensor, given: Iterable[Tensor], flips: Mapping[str, Tensor]) -> Tensor:
         """Return bits without a graph that were put on top of their parameter, with another gradient."""
         elements = self._origins.elements(result)
-        for owner, places in flips.items():
-            if result.requires_grad and places is not None and elements is not None:
-                passes = any(self._passes(tensor, elements, owner) for tensor in given)
-                if passes and not _changes_sign(result, owner):
-                    there = elements.positions(self._origins, owner, places, result.numel())
-                    result = with_turned_gradient(result, there, owner)
-        return result
+        if not result.requires_grad or elements is None:
+            return result
+        own = [owner for owner in flips if any(self._passes(tensor, elements, owner) for tensor in given)]
+        return self._turned(result, {owner: flips[owner] for owner in own if not _changes_sign(result, owner)})
 
     def _passes(self, tensor: Tensor, elements: Elements, owner: str) -> bool:
         """Return whether the gradient of a tensor goes on to a parameter, element by element, not by way of bits."""
@@ -90,7 +95,7 @@ class ExactGradient:
             handle.remove()
         self._hidden.clear()
         self._reached.clear()
-        self._outside.clear()
+        self._made.clear()
 
     def _check_reached(self, owner: str, place: str, gradient: Tensor) -> None:
         if owner not in self._reached:

@@ -122,14 +122,20 @@ class Finder(Provenance):
         """Return what is to be used in place of a tensor that was made of bits, and a mark if it is to have its own."""
         watched = [self.bits[mark] for mark in origin.marks if mark in self.bits and self.bits[mark].sides is not None]
         owners = {owner for mark in origin.marks for owner in mark.owners} & origin.floats
-        found = two_values(result) if watched and owners else None
+        found = two_values(result) if watched and owners and not any(map(two_values, self._marked(step))) else None
         if found is not None and not any(self._shows(result, found, bits) for bits in watched):
             self.several |= owners
         return result, None
 
+    def _marked(self, step: Step) -> list[Tensor]:
+        """Return what an operation is given of bits."""
+        pairs = zip(step.given, step.origins, strict=True)
+        return [tensor for tensor, origin in pairs if origin is not None and origin.marks]
+
     def read(self, parameter: str, values: Tensor, operation: str) -> Tensor:
-        """Take note of a parameter that an operation reads."""
-        self.reads.add(parameter)
+        """Take note of a parameter that an operation of the model reads."""
+        if self.in_forward:
+            self.reads.add(parameter)
         return values
 
     def flipped(self, result: Tensor, elements: Elements, mark: Mark, found: TwoValues) -> Tensor:
@@ -157,7 +163,8 @@ class Finder(Provenance):
 
     def not_float(self, operand: Tensor) -> None:
         """Take note of bits that are no floats, in which nothing is flipped."""
-        if torch._C._current_graph_task_id() == -1:  # what a backward multiplies gradients with is no weight
+        # what a backward multiplies gradients with is no weight, and what is computed around a model is not of it
+        if self.in_forward and torch._C._current_graph_task_id() == -1:
             self.strangers[self.place, tuple(operand.shape)] = None
 
     def _stored(self, origin: Origin) -> str | None:

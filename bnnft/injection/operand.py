@@ -61,7 +61,8 @@ class OperandFlips(Finder):
             places = {owner: self._places(owner, result, elements, found) for owner in owners}
             bits_alone = [self._zeros.without(mark, result, elements, each, found.middle) for each in places.values()]
             if self._exact is not None:
-                result = self._exact.made(result, places)
+                self.origins.view(result, elements)
+                result = self._exact.made(result, {owner: self._last[owner] for owner in owners})
             for each in bits_alone:
                 result = exchanged_made(result, each, found.middle)
             if bits.sides is not None and (self.proof is not None or bits.feeds is None):
@@ -72,7 +73,8 @@ class OperandFlips(Finder):
         """Exchange what was made of zeros, which were no bits yet."""
         super().remade(result, step, elements, origin)
         if self._exact is not None and result.requires_grad:
-            flips = {owner: self._last.get(owner) for mark in origin.marks for owner in mark.owners}
+            owners = {owner for mark in origin.marks for owner in mark.owners} & self._last.keys()
+            flips = {owner: self._last[owner] for owner in owners}
             result = self._exact.joined(result, step.given, flips)
         pending = self._zeros.behind(origin)
         found = two_values(result, one_is_enough=True) if pending else None
@@ -103,7 +105,7 @@ class OperandFlips(Finder):
             places = self._places(parameter, values, elements, found)
             result = exchanged(values, places, found.middle)
             self.origins.keep(result, Origin(frozenset([parameter]), frozenset([parameter])), elements)
-        return result if self._exact is None else self._exact.made(result, {parameter: places})
+        return result if self._exact is None else self._exact.made(result, {parameter: self._last[parameter]})
 
     def taken(self, operand: Tensor) -> Tensor:
         """Change the gradient's signs in what an autograd function has made of bits."""
@@ -144,7 +146,7 @@ class OperandFlips(Finder):
             with torch._C.DisableTorchFunction():
                 places = [self._places(owner, operand, elements, values) for owner in owners]
                 if self._exact is not None:
-                    operand = self._exact.made(operand, dict(zip(owners, places, strict=True)))
+                    operand = self._exact.made(operand, {owner: self._last[owner] for owner in owners})
                 operand = operand if operand.requires_grad else operand.clone()  # it may be used once more
                 for there in places:
                     operand = exchanged_made(operand, there, values.middle)

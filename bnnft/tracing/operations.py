@@ -27,6 +27,9 @@ FORMS = {"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "ran
 FORMS |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}
 # operations that give a tensor the form of another one
 GIVES_FORM = {"type_as", "view_as", "expand_as", "reshape_as"}
+# operations on a tensor's place in autograd's graph, and attributes
+OF_AUTOGRAD = {"register_hook", "register_post_accumulate_grad_hook", "requires_grad", "retain_grad", "backward"}
+OF_AUTOGRAD |= {"get", "set"}
 # how operations begin that draw random numbers
 _DRAWING = ("rand", "normal", "bernoulli", "multinomial", "poisson", "uniform", "exponential")
 # operations that bring in data

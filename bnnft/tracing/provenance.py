@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bnnft.tracing.arguments import replaced, tensors_in, unwrapped, write_over
 from bnnft.tracing.elements import Elements, covers, elements_of, storage_of
 from bnnft.tracing.mode import ModuleMode
-from bnnft.tracing.operations import FORMS, REARRANGING, backward_of, brings, draws
+from bnnft.tracing.operations import FORMS, OF_AUTOGRAD, REARRANGING, backward_of, brings, draws
 from bnnft.tracing.origins import CONSTANT, MAYBE, Origin, Origins, merged
 from bnnft.tracing.steps import Step, step_of
 from bnnft.tracing.tracking import LINEAR_MAPS
@@ -114,7 +114,8 @@ class Provenance(ModuleMode):
                 if step.of_batch and origin.parameters and tensor.dim() > 1 and tensor.dtype in _SMALL:
                     self.not_float(tensor)
                 continue
-            now, owner = self.taken(tensor) if origin.marks else tensor, self.origins.owner(tensor)
+            takes = origin.marks and step.operation not in OF_AUTOGRAD
+            now, owner = self.taken(tensor) if takes else tensor, self.origins.owner(tensor)
             if owner is not None and step.operation not in REARRANGING:
                 now = self.read(owner, tensor, step.operation)
             is_used = step.of_batch or ((origin.marks or owner) and step.operation.startswith(LINEAR_MAPS))

@@ -1,6 +1,7 @@
 import math
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -120,11 +121,13 @@ def test_axis_names_the_parameter_of_the_error_model_that_takes_the_values():
 
 
 class Watched(nn.Sequential):
-    """Remembers in which state it ran."""
+    """Remembers in which state it ran, outside of itself, since what it keeps is put back."""
+
+    ran: ClassVar[list] = []
 
     def __init__(self, *modules):
         super().__init__(*modules)
-        self.ran = []
+        self.ran.clear()
 
     def forward(self, x):
         self.ran.append((self.training, self[1].training, torch.is_grad_enabled()))
