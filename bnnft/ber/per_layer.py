@@ -46,6 +46,8 @@ class PerLayer(Composition):
         rates = {"*": 0.05} if self.rates is None else self.rates
         if not isinstance(rates, Mapping) or not rates:
             raise TypeError(f"rates must map one or more patterns to rates or error models, got {rates!r}")
+        if wrong := [pattern for pattern in rates if not isinstance(pattern, str)]:
+            raise TypeError(f"rates must map patterns of names, strings, to rates or error models, got {wrong[0]!r}")
         object.__setattr__(self, "scale", checked_scale(self.scale))
         object.__setattr__(self, "rates", {pattern: unwrapped(rate) for pattern, rate in rates.items()})
         assert self.models  # built now, so that it raises now

@@ -1,13 +1,14 @@
 """Keep latent weights in a range."""
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
 from bnnft.injection.finder import Finder
-from bnnft.injection.sites import Site, Weights, known_sites
+from bnnft.injection.sites import Site, Weights, checked_weights, known_sites
 
 
 class LatentClamp(Callback):
@@ -31,9 +32,10 @@ class LatentClamp(Callback):
     """
 
     def __init__(self, bound: float = 1.0, *, weights: Weights | None = None) -> None:
-        if not (bound > 0 and math.isfinite(bound)):
+        number: Any = bound
+        if isinstance(number, bool) or not isinstance(number, Real) or not 0 < float(number) < math.inf:
             raise ValueError(f"bound must be a number greater than 0, got {bound!r}")
-        self.bound, self.weights = bound, weights
+        self.bound, self.weights = float(bound), checked_weights(weights)
         self._sites: list[Site] = []
         self._finder: Finder | None = None
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
-from bnnft.injection.sites import Weights
+from bnnft.injection.sites import Weights, checked_weights
 from bnnft.loggers import log_histograms, log_merged, log_neurons, short_names, unlogged
 from bnnft.metrics import ClassMargin, Histogram, ImportanceVariance, Margin
-from bnnft.metrics.found import named_blocks
+from bnnft.metrics.found import checked_chains, named_blocks
 from bnnft.metrics.layers import checked_metrics
 from bnnft.metrics.meter import Meter
 from bnnft.tracing.one_call import OneCall
@@ -62,13 +62,11 @@ class ToleranceMetrics(Callback):
     ) -> None:
         if importance_batches is not None and importance_batches < 0:
             raise ValueError(f"importance_batches must be an integer >= 0 or None, got {importance_batches!r}")
-        for layer, names in (chains or {}).items():
-            if isinstance(names, str) or len(names) != 2 or names[1] is None:
-                raise ValueError(f"chains must map a layer to [norm or None, activation], got {layer!r}: {names!r}")
         if name is not None and not name.replace("-", "_").isidentifier():
             raise ValueError(f"name must be a word or None, got {name!r}")
         self.metrics = checked_metrics([Margin(), ImportanceVariance(), ClassMargin()] if metrics is None else metrics)
-        self.loss, self.weights, self.chains, self.name = loss, weights, dict(chains or {}), name
+        self.loss, self.weights, self.name = loss, checked_weights(weights), name
+        self.chains = checked_chains(chains or {})
         self.importance_batches = importance_batches if importance else 0
         self._meter: Meter | None = None
         self._step: OneCall | None = None

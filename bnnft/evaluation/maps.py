@@ -13,7 +13,7 @@ from bnnft.injection.injection import Injection, draw_flips, is_none
 from bnnft.injection.operand import Drawn
 from bnnft.injection.places import How
 from bnnft.injection.remarks import without_flips
-from bnnft.injection.sites import Weights, no_sites
+from bnnft.injection.sites import Weights, checked_weights, no_sites
 from bnnft.tracing.compiled import compiled_modules
 from bnnft.tracing.state import unchanged
 
@@ -41,7 +41,8 @@ class Flipping:
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
-        checked_target(self.target)
+        checked_target(self.target, self.activations)
+        checked_weights(self.weights)
         checked_choice(self.how, How, "how")
         Key(self.seed)  # raises if the seed is none
 

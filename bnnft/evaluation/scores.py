@@ -84,8 +84,10 @@ def as_score(
         return Score(
             score_name(score), partial(_predictions, predict or inputs_and_targets), tally, higher, _bounds(score)
         )
-    if not callable(score):
-        raise TypeError(f"score must be a torchmetrics Metric or a function of model and batch, got {score!r}")
+    if isinstance(score, type) or not callable(score) or type(score).__name__ == "MetricCollection":
+        raise TypeError(
+            f"score must be one torchmetrics Metric (an object) or a function of model and batch, got {score!r}"
+        )
     sums = partial(Counts, dtype=torch.float64)
     return Score(score_name(score), partial(_sum_and_count, score), sums, higher_is_better, (-math.inf, math.inf))
 

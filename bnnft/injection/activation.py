@@ -17,9 +17,11 @@ from bnnft.tracing.compiled import uncompiled
 Target = Literal["weights", "activations", "both"]
 
 
-def checked_target(target: str) -> None:
-    """Raise ValueError unless the argument names what is to be flipped."""
+def checked_target(target: str, activations: Sequence[str] | None) -> None:
+    """Raise ValueError unless the argument names what is to be flipped, activations too if some are named."""
     checked_choice(target, Target, "target")
+    if activations is not None and target == "weights":
+        raise ValueError(f"activations are flipped with target='activations' or 'both', got {activations!r} without it")
 
 
 def _is_binary(module: nn.Module) -> bool:

@@ -85,7 +85,9 @@ class Injection:
         exact: bool = False,
     ) -> None:
         checked_choice(how, How, "how")
-        checked_target(target)
+        checked_target(target, activations)
+        if not isinstance(biases, bool):
+            raise TypeError(f"biases must be True or False, got {biases!r}")
         self.model, self.how, self.target, self._exact, self._weights = model, how, target, exact, weights
         self.neurons = [] if target == "weights" else find_activations(model, activations)
         self.proof = Proof()

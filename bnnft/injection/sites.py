@@ -130,14 +130,26 @@ def binarized_weights(model: nn.Module, weights: Weights | None = None) -> dict[
         if not chosen:
             raise ValueError(f"weights: the function {weights!r} selects no parameter of {type(model).__name__}")
     elif weights is not None:
-        chosen = set().union(*(_matches(model, pattern) for pattern in _patterns(weights)))
+        chosen = set().union(*(_matches(model, pattern) for pattern in checked_weights(weights)))
     named = ((name, weight) for name, weight in model.named_parameters() if id(weight) in chosen)
     return {known.get(id(weight), name): weight for name, weight in named}
 
 
-def _patterns(weights: Sequence[str]) -> Sequence[str]:
-    if isinstance(weights, str):
-        raise TypeError(f"weights must be a list of patterns, got the string {weights!r}")
+def checked_weights(weights: Any) -> Any:
+    """Return what selects weights as it is, or raise if it can't select any.
+
+    Raises:
+        TypeError: neither a function nor a list of patterns.
+        ValueError: an empty list.
+    """
+    if weights is None or callable(weights):
+        return weights
+    if isinstance(weights, str) or not isinstance(weights, Sequence):
+        raise TypeError(f"weights must be a list of patterns or a function, got {weights!r}")
+    if wrong := [pattern for pattern in weights if not isinstance(pattern, str)]:
+        raise TypeError(f"weights must be patterns of names, strings, got {wrong[0]!r}")
+    if not weights:
+        raise ValueError("weights must hold at least one pattern, got []; None selects all that are found")
     return weights
 
 

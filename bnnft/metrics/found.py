@@ -117,7 +117,8 @@ class LayerFinder:
                     block, seen = _alone(self._named[name], trace), Observation()  # watched from the first batch on
                 new[name] = Found(each, block, seen)
                 if block.reason:
-                    self._leave_out("margins" if block.has_outputs else "margins and importance", name, block.reason)
+                    what = "margins" if block.has_outputs else "margins and importance"
+                    self._leave_out("class margin" if block.last else what, name, block.reason)
         for name in self._named.keys() - set(names):
             self._leave_out("margins and importance", name, "it is no binarized layer that runs")
         if not weights:
@@ -137,6 +138,14 @@ def _could_be_binarized(model: nn.Module) -> set[str]:
     }
 
 
+def checked_chains(chains: Mapping[str, Sequence[str | None]]) -> dict[str, Sequence[str | None]]:
+    """Return chains as a dict, or raise ValueError unless each layer has a norm, or none, and an activation."""
+    for layer, names in chains.items():
+        if isinstance(names, str) or len(names) != 2 or names[1] is None:
+            raise ValueError(f"chains must map a layer to [norm or None, activation], got {layer!r}: {names!r}")
+    return dict(chains)
+
+
 def named_blocks(model: nn.Module, chains: Mapping[str, Sequence[str | None]]) -> list[Block]:
     """Return blocks with named batch norms and activations.
 
@@ -149,7 +158,7 @@ def named_blocks(model: nn.Module, chains: Mapping[str, Sequence[str | None]]) -
     """
     modules = dict(model.named_modules())
     blocks = []
-    for layer, (norm, activation) in chains.items():
+    for layer, (norm, activation) in checked_chains(chains).items():
         full = [name for name in modules if name == layer or name.endswith(f".{layer}")]
         if len(full) != 1:
             raise ValueError(f"chains: {layer!r} names {len(full)} modules of {type(model).__name__}, not one")

@@ -60,8 +60,11 @@ def checked_metrics(metrics: Sequence[Metric]) -> list[Metric]:
     """Return metrics as a list.
 
     Raises:
+        TypeError: one is no metric.
         ValueError: two of one class, whose results would have the same names.
     """
+    if wrong := [metric for metric in metrics if not isinstance(metric, Metric)]:
+        raise TypeError(f"metrics must be torchmetrics metrics, got {wrong[0]!r}")
     kinds = [type(metric).__name__ for metric in metrics]
     for kind in kinds:
         if kinds.count(kind) > 1:
@@ -95,6 +98,8 @@ def streams(layer: Layer, seen: Observation, left_out: dict[str, str]) -> Iterat
         if layer.block.last and (values.dim() != 2 or values.shape[1] < 2):
             shape = tuple(values.shape)
             left_out.setdefault(f"class margin of {name}", f"its outputs have shape {shape}, not (N, classes)")
+        elif layer.block.last and scale is not None and not bool((scale == scale[0]).all()):
+            left_out.setdefault(f"class margin of {name}", "its classes have scales of their own")
         elif threshold is None:
             left_out.setdefault(f"margins of {name}", "its batch norm takes the statistics of each batch")
         elif values.numel():

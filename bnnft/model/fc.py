@@ -4,6 +4,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +24,7 @@ class FC(nn.Sequential):
     Shapes: input ``(N, *input_shape)``, output ``(N, num_classes)``.
 
     Raises:
-        ValueError: a size is below 1.
+        TypeError, ValueError: the widths are no list, or a size is below 1.
 
     Source: the fully connected networks of arXiv 2102.01344 and 2002.00909.
 
@@ -34,6 +35,9 @@ class FC(nn.Sequential):
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, widths: Sequence[int] = (1024, 1024)) -> None:
+        given: Any = widths
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise TypeError(f"widths must be a list with the neurons of each hidden layer, got {widths!r}")
         sizes = [math.prod(input_shape), *widths, num_classes]
         if min(sizes) < 1:
             raise ValueError(

@@ -120,7 +120,8 @@ def _judged(ways: Ways, layer: str, starts: Sequence[int], to_neurons: Sequence[
     if not any(to_neurons):
         if not all(ways.is_last(start) for start in starts):
             return Block(layer, reason="its outputs are not binary")
-        return Block(layer, last=True, reason=_moved_inside(ways, starts[0]), route=Route())
+        reasons = [_moved_inside(ways, start) or _reordered(ways, layer, start) for start in starts]
+        return Block(layer, last=True, reason=next(filter(None, reasons), ""), route=Route())
     if not all(to_neurons):
         return Block(layer, reason="some of its runs have no binary neurons")
     kinds = [_route(ways, start, way) for start, way in zip(starts, to_neurons, strict=True)]
@@ -176,6 +177,34 @@ def _moved_inside(ways: Ways, start: int) -> str:
     # what is added is stored: a bias
     wrong = [step for step in way if not _shapes(step) and step.node.operation not in ADDING]
     return _changed(wrong[0], "in the layer") if wrong else ""
+
+
+def _reordered(ways: Ways, layer: str, start: int) -> str:
+    """Return what makes other class scores of a layer's outputs before the network returns them."""
+    calls = ways.trace.calls
+    own = next((call for call in calls if call.module == layer and start in call.outputs), None)
+    if own is None:
+        return ""
+    around = [call for call in calls if call.nodes[0] <= own.nodes[0] and own.nodes[1] <= call.nodes[1]]
+    # the outermost one ended last; what is computed behind it is a loss, say
+    scores = [way for value, way in ways.from_(start).items() if value in around[-1].outputs]
+    wrong = [[step for step in way if not _keeps_distances(ways, step)] for way in scores]
+    if not wrong or not all(wrong):
+        return ""
+    return f"{wrong[0][0].node.operation.removeprefix('@')} makes other class scores of its outputs"
+
+
+def _keeps_distances(ways: Ways, step: Step) -> bool:
+    """Return whether an operation keeps the order of class scores and the ratios of their distances."""
+    if step.node.operation in _SHAPING or "softmax" in step.node.operation:
+        return True
+    before, after = (ways.trace.values[value].detach() for value in (step.given, step.made))
+    known = not {step.given, step.made} & ways.trace.lost and before.shape == after.shape and before.dim() > 1
+    if not known or not after.is_floating_point():
+        return False
+    own, made = (values.double() - values.double().mean(1, keepdim=True) for values in (before, after))
+    factor = float((own * made).sum() / own.square().sum().clamp(min=1e-30))
+    return factor > 0 and bool(((made - factor * own).abs() <= 1e-4 * made.abs().max()).all())
 
 
 def _changed(step: Step, where: str) -> str:

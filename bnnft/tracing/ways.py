@@ -50,7 +50,7 @@ class Ways:
 
     def to_neurons(self, start: int) -> Way:
         """Return the shortest way from a layer's output to its binary neurons; it is empty where there are none."""
-        ways = self._from(start)
+        ways = self.from_(start)
         ends = [value for value, way in ways.items() if way and self.signs(value) and self._zeros_are_ties(way)]
         # class scores can be of one size by themselves, two of them with opposite signs, say
         if not ends or (self.is_last(start) and self.signs(start)):
@@ -119,7 +119,7 @@ class Ways:
         nodes = [node for node in self._consumers.get(value, ()) if not is_map(node) and node.operation not in ADDING]
         return [output for node in nodes for output in node.outputs]
 
-    def _from(self, start: int) -> dict[int, Way]:
+    def from_(self, start: int) -> dict[int, Way]:
         """Return all values up to the next linear maps that were made of one, nearest first, with the way to each."""
         ways: dict[int, Way] = {start: ()}
         reached = [start]

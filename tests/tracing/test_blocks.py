@@ -600,3 +600,62 @@ def test_numbers_that_are_read_for_a_log_change_nothing(randomized):
         ("", True, False),
     ]
     assert blocks["fc1"].route.operations[-1] == "add"
+
+
+class Head(nn.Module):
+    """A binarized last layer, and what a network makes of its outputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.hidden, self.last, self.other = BinaryLinear(6, 16), BinaryLinear(16, 4, bias=True), nn.Linear(6, 4)
+        self.norm, self.bias = nn.BatchNorm1d(4), nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return self.function(self, self.last(binarize(self.hidden(x))), x)
+
+
+KEPT = {
+    "alone": lambda m, s, x: s,
+    "scaled": lambda m, s, x: s * 0.25,
+    "divided": lambda m, s, x: s / torch.tensor(8.0),
+    "log softmax": lambda m, s, x: F.log_softmax(s, 1),
+    "softmax": lambda m, s, x: s.softmax(1),
+    "a constant added": lambda m, s, x: s + 3,
+    "reshaped": lambda m, s, x: s.view(-1, 4, 1).squeeze(2),
+    "beside others": lambda m, s, x: (s, m.other(x), s.sum()),
+}
+CHANGED = {
+    "batch norm": lambda m, s, x: m.norm(s),
+    "add": lambda m, s, x: s + m.bias,
+    "neg": lambda m, s, x: -s,
+    "mul": lambda m, s, x: s * torch.tensor([1.0, 2.0, 3.0, 0.5]),
+    "clamp": lambda m, s, x: s.clamp(-1, 1),
+    "sum": lambda m, s, x: s.view(-1, 2, 2).sum(-1),
+    "tanh": lambda m, s, x: torch.tanh(s * 0.1),
+}
+CHANGED["add of another head"] = lambda m, s, x: s + m.other(x)
+
+
+@pytest.mark.parametrize("function", KEPT.values(), ids=KEPT)
+def test_outputs_of_a_last_layer_are_scores_if_their_distances_stay_in_proportion(function, randomized):
+    block = blocks_of(randomized(Head(function)), vectors())["last"]
+    assert (block.last, block.reason) == (True, "")
+
+
+@pytest.mark.parametrize(("name", "function"), CHANGED.items(), ids=CHANGED)
+def test_what_makes_other_scores_of_the_outputs_of_a_last_layer_is_named(name, function, randomized):
+    block = blocks_of(randomized(Head(function)), vectors())["last"]
+    assert block.last
+    operation = name.replace(" of another head", "").replace(" ", "_")
+    assert block.reason == f"{operation} makes other class scores of its outputs"
+
+
+def test_what_is_computed_behind_the_network_does_not_count(randomized):
+    """The loss of a step, say: it is outside of the outermost module that runs."""
+    model = randomized(nn.Sequential(Head(KEPT["alone"]))).eval()
+    with torch.no_grad(), Trace(model) as trace:
+        scores = model[0](vectors())
+        (1 - scores * F.one_hot(scores.argmax(1), 4)).clamp(min=0).mean()
+    (block, _), _ = find_blocks(trace, ["0.last", "0.hidden"]).values()
+    assert (block.last, block.reason) == (True, "")
