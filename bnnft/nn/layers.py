@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnnft.nn import integers
 from bnnft.nn.binarize import Flips, binarize
 
 
@@ -48,7 +49,7 @@ class BinaryLinear(StoredBits, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the linear map with weights in {-1, +1}."""
-        return F.linear(input, self.bits(), self.bias)
+        return integers.linear(input, self.bits(), self.bias)
 
 
 class BinaryConv2d(StoredBits, nn.Conv2d):
@@ -67,8 +68,13 @@ class BinaryConv2d(StoredBits, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the convolution with weights in {-1, +1}."""
-        output: Tensor = self._conv_forward(input, self.bits(), self.bias)
-        return output
+        return self._conv_forward(input, self.bits(), self.bias)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+        return integers.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class BinaryActivation(nn.Module):
