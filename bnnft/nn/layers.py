@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnnft.nn import integers
 from bnnft.nn.binarize import Flips, binarize
+from bnnft.nn.products import conv2d, linear
 
 
 class StoredBits(nn.Module):
@@ -49,7 +49,7 @@ class BinaryLinear(StoredBits, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the linear map with weights in {-1, +1}."""
-        return integers.linear(input, self.bits(), self.bias)
+        return linear(input, self.bits(), self.bias)
 
 
 class BinaryConv2d(StoredBits, nn.Conv2d):
@@ -71,10 +71,10 @@ class BinaryConv2d(StoredBits, nn.Conv2d):
         return self._conv_forward(input, self.bits(), self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: Any = self.padding
         if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
-        return integers.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+            padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            return conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, self.groups)
+        return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class BinaryActivation(nn.Module):
