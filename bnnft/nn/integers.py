@@ -23,20 +23,21 @@ _equal: dict[str, bool] = {}  # whether an operator gave what float gives, when 
 
 def applicable(input: Tensor, bits: Tensor) -> bool:
     """Return whether to look for integers: in plain tensors, outside of transforms, graphs, modes and autocast."""
-    if torch.compiler.is_compiling() or input.device.type not in devices:
+    if torch.compiler.is_compiling() or input.device.type not in devices or not _unseen(input.device.type):
         return False
     usual = type(input) in (Tensor, nn.Parameter) and type(bits) is Tensor and input.device == bits.device
-    if not usual or input.dtype != bits.dtype or input.dtype not in (torch.float32, torch.float64):
-        return False
-    if torch.is_autocast_enabled(input.device.type) or not _large(input, bits):
-        return False
+    return usual and input.dtype == bits.dtype and input.dtype in (torch.float32, torch.float64) and _large(input, bits)
+
+
+def _unseen(device: str) -> bool:
+    """Return whether nobody but torch's own autograd sees what is computed, and the device has integer products."""
     try:
         watched = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
         transformed = torch._C._functorch.peek_interpreter_stack() is not None
         forward_mode = torch.autograd.forward_ad._current_level >= 0
-        if watched or transformed or forward_mode or torch._C._get_tracing_state() is not None:
+        if watched or transformed or forward_mode or torch._C._get_tracing_state() or torch.is_autocast_enabled(device):
             return False
-        if input.is_cuda:
+        if device != "cpu":
             return not torch.cuda.is_current_stream_capturing()
         # else oneDNN has no integer products for this processor, but slow loops
         return torch._C._get_mkldnn_enabled() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

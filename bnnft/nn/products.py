@@ -38,7 +38,7 @@ def linear(input: Tensor, bits: Tensor, bias: Tensor | None = None) -> Tensor:
     def plain() -> Tensor:
         return F.linear(input, bits, bias)
 
-    if not (applicable(input, bits) and input.is_contiguous() and bits.is_contiguous()):
+    if input.dim() < 2 or not (applicable(input, bits) and input.is_contiguous() and bits.is_contiguous()):
         return plain()
     rows = input.view(-1, bits.shape[1])
     if input.is_cuda and (len(rows) <= 16 or rows.shape[1] % 8 or len(bits) % 8):
@@ -110,7 +110,13 @@ def conv2d(
 
 
 def _channels_last(tensor: Tensor) -> bool:
-    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    """Return whether torch takes the strides for those of channels that are last, also where sizes are 1."""
+    least = 0
+    for dim in (1, 3, 2, 0):
+        if tensor.stride(dim) < least or (dim == 0 and least == tensor.stride(1)):
+            return False
+        least = tensor.stride(dim) * tensor.shape[dim]
+    return True
 
 
 def _padded(images: Tensor, bits: Tensor, padding: Size | str, dilation: Size) -> tuple[Tensor, Size]:
