@@ -6,7 +6,7 @@ for linear layers. It is not there from the start, since to look at a batch the 
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,25 @@ devices = {"cpu"}
 
 _EXACT = 2**24  # up to here every integer is a float32
 _CHUNK = 2**16  # values a thread, few enough to stay in its cache
-# below this, what it takes to look at the input and to convert it is more than what is gained
-_LEAST_ROWS, _LEAST_OUTPUTS, _LEAST_FAN_IN = 16, 64, 64
+# below this, looking at the input and converting input and output take longer than what is gained (measured)
+_LEAST_PRODUCTS, _LEAST_PER_VALUE = 2**26, 192
 
 _equal: dict[str, bool] = {}  # whether an operator gave what float gives, when it was first used
 
 
-def applicable(input: Tensor, bits: Tensor) -> bool:
-    """Return whether to look for integers: in plain tensors, outside of transforms, graphs, modes and autocast."""
+def applicable(input: Tensor, bits: Tensor, stride: Sequence[int] = ()) -> bool:
+    """Return whether to look for integers: in plain tensors, outside of transforms, graphs, modes and autocast.
+
+    Args:
+        input: of a layer, with one dimension behind its features or channels for each stride.
+        bits: ``(outputs, ...)``, the weight of the layer.
+        stride: steps of the kernel.
+    """
     if torch.compiler.is_compiling() or input.device.type not in devices or not _unseen(input.device.type):
         return False
     usual = type(input) in (Tensor, nn.Parameter) and type(bits) is Tensor and input.device == bits.device
-    return usual and input.dtype == bits.dtype and input.dtype in (torch.float32, torch.float64) and _large(input, bits)
+    same = input.dtype == bits.dtype and input.dtype in (torch.float32, torch.float64)
+    return usual and same and _large(input, bits, stride)
 
 
 def _unseen(device: str) -> bool:
@@ -47,11 +54,11 @@ def _unseen(device: str) -> bool:
         return False
 
 
-def _large(input: Tensor, bits: Tensor) -> bool:
+def _large(input: Tensor, bits: Tensor, stride: Sequence[int]) -> bool:
     """Return whether there is enough to gain, and not so many terms that float32 might round their sum."""
-    fan_in = bits[0].numel() if len(bits) else 0
-    rows = input.numel() // max(bits.shape[1], 1)
-    return rows >= _LEAST_ROWS and len(bits) >= _LEAST_OUTPUTS and _LEAST_FAN_IN <= fan_in <= _EXACT // 256
+    uses = input.numel() // max(input.shape[-1 - len(stride)], 1) // math.prod(stride)  # of each bit
+    products, values = uses * bits.numel(), input.numel() + uses * len(bits)
+    return products >= max(_LEAST_PRODUCTS, _LEAST_PER_VALUE * values) and bits[0].numel() <= _EXACT // 256
 
 
 @torch.no_grad()
@@ -109,6 +116,7 @@ def exact_or_plain(operator: str, exact: Callable[[], Tensor], plain: Callable[[
     """
     if not _equal.get(operator, True):
         return plain()
+    reason: object = "It does not give what float gives"
     try:
         output = exact()
         if operator not in _equal:
@@ -116,12 +124,12 @@ def exact_or_plain(operator: str, exact: Callable[[], Tensor], plain: Callable[[
                 _equal[operator] = torch.equal(output, plain())
         if _equal[operator]:
             return output
-        reason: object = "it does not give what float gives"
     except Exception as error:  # whatever a private operator may raise
         reason = error
+    output = plain()  # raises what is a fault of the arguments
     _equal[operator] = False
     _give_up(operator, reason)
-    return plain()
+    return output
 
 
 def _give_up(what: str, reason: object) -> None:

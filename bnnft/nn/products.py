@@ -15,8 +15,6 @@ from torch import Tensor
 
 from bnnft.nn.integers import applicable, exact_or_plain, on_grid
 
-_IMAGES = 32  # a block of images, few enough to stay in the cache
-
 Size = Sequence[int]
 
 
@@ -30,15 +28,16 @@ def linear(input: Tensor, bits: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Example:
         >>> import torch
-        >>> x, bits = torch.ones(16, 64), torch.ones(64, 64)
-        >>> bool((linear(x, bits) == 64).all())
+        >>> x, bits = torch.ones(256, 1024), torch.ones(512, 1024)
+        >>> bool((linear(x, bits) == 1024).all())
         True
     """
 
     def plain() -> Tensor:
         return F.linear(input, bits, bias)
 
-    if input.dim() < 2 or not (applicable(input, bits) and input.is_contiguous() and bits.is_contiguous()):
+    usual = input.dim() > 1 and input.shape[-1] == bits.shape[-1] and input.is_contiguous() and bits.is_contiguous()
+    if not (usual and applicable(input, bits)):
         return plain()
     rows = input.view(-1, bits.shape[1])
     if input.is_cuda and (len(rows) <= 16 or rows.shape[1] % 8 or len(bits) % 8):
@@ -80,7 +79,7 @@ def conv2d(
 
     Example:
         >>> import torch
-        >>> x, bits = torch.ones(2, 64, 5, 5), torch.ones(64, 64, 3, 3)
+        >>> x, bits = torch.ones(99, 64, 5, 5), torch.ones(64, 64, 3, 3)
         >>> conv2d(x, bits, padding=(1, 1))[0, 0, 0, :2].tolist()  # of four taps, and of six
         [256.0, 384.0]
     """
@@ -88,7 +87,7 @@ def conv2d(
     def plain() -> Tensor:
         return F.conv2d(input, bits, bias, stride, padding, dilation, groups)
 
-    if not applicable(input, bits) or input.is_cuda:
+    if input.dim() not in (3, 4) or input.is_cuda or not applicable(input, bits, stride):
         return plain()
     images, ends = _padded(input if input.dim() == 4 else input[None], bits, padding, dilation)
     inner = images.permute(0, 2, 3, 1) if _channels_last(images) else images
@@ -135,19 +134,13 @@ def _sums(integers: Tensor, bits: Tensor, how: tuple[Any, ...], form: torch.memo
     """Return the sums of a convolution as float32, in the order in memory that float's have. Overwrites integers."""
     operators: Any = torch.ops.onednn
     ones, zeros = torch.ones(len(bits)), torch.zeros(len(bits), dtype=torch.int64)
+    images = integers.contiguous(memory_format=torch.channels_last)
+    images = images.bitwise_xor_(-128).view(torch.uint8)  # 128 more: the operator takes unsigned ones
+    weight = bits.to(torch.int8, memory_format=torch.contiguous_format)
+    packed = operators.qconv_prepack(weight, ones, 1.0, 128, *how, list(images.shape))
     after: Any = (1.0, 0, torch.float32, "none", [], "")
-    packed, output = None, torch.empty(0)
-    for start in range(0, len(integers), _IMAGES):
-        block = integers[start : start + _IMAGES].contiguous(memory_format=torch.channels_last)
-        block = block.bitwise_xor_(-128).view(torch.uint8)  # 128 more: the operator takes unsigned ones
-        if packed is None:
-            weight = bits.to(torch.int8, memory_format=torch.contiguous_format)
-            packed = operators.qconv_prepack(weight, ones, 1.0, 128, *how, list(block.shape))
-        sums = operators.qconv2d_pointwise(block, 1.0, 128, packed, ones, zeros, None, *how, *after)
-        if not start:
-            output = torch.empty((len(integers), *sums.shape[1:]), memory_format=form)
-        output[start : start + _IMAGES].copy_(sums)
-    return output
+    sums: Tensor = operators.qconv2d_pointwise(images, 1.0, 128, packed, ones, zeros, None, *how, *after)
+    return sums.contiguous(memory_format=form)
 
 
 def _finished(sums: Tensor, step: float, bias: Tensor | None) -> Tensor:

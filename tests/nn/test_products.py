@@ -21,7 +21,7 @@ from bnnft.injection.layer import LayerFlips
 from bnnft.injection.sites import find_sites
 from bnnft.injection.training import BitFlips
 from bnnft.model import FC, VGG3
-from bnnft.nn import BinaryConv2d, BinaryLinear, integers, products
+from bnnft.nn import BinaryConv2d, BinaryLinear, integers
 
 INPUTS = ("signs", "zeros and ones", "int8", "dyadic", "digits", "large", "real", "one real", "nan", "inf", "zeros")
 seeds = st.integers(0, 2**32 - 1)
@@ -29,10 +29,9 @@ seeds = st.integers(0, 2**32 - 1)
 
 @pytest.fixture(autouse=True)
 def small_products_too(monkeypatch):
-    for name, least in {"_LEAST_ROWS": 1, "_LEAST_OUTPUTS": 1, "_LEAST_FAN_IN": 2}.items():
+    for name, least in {"_LEAST_PRODUCTS": 1, "_LEAST_PER_VALUE": 1}.items():
         monkeypatch.setattr(integers, name, least)
     monkeypatch.setattr(integers, "_CHUNK", 397)
-    monkeypatch.setattr(products, "_IMAGES", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -271,8 +270,11 @@ SURROUNDINGS = {
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("run", SURROUNDINGS.values(), ids=SURROUNDINGS)
-def test_whatever_runs_a_layer_sees_no_difference(run):
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_whatever_runs_a_layer_sees_no_difference(run, kind):
     layer, x = layer_and_input()
+    if kind == "convolution":
+        layer, x = BinaryConv2d(4, 6, 3, padding="same", stride=1, bias=False), x.view(5, 4, 4, 6)
     torch.compiler.reset()
     actual, expected = run(layer, x), in_float(run, layer, x)
     assert actual.dtype == expected.dtype
@@ -350,4 +352,23 @@ def test_what_tells_of_modes_may_be_gone_too(monkeypatch, used):
     with pytest.warns(UserWarning, match="in float"):
         layer(x)
     layer(x)
+    assert not used
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (BinaryLinear(24, 16, bias=False), (20, 48)),
+        (BinaryLinear(24, 16, bias=False), (48,)),
+        (BinaryConv2d(4, 6, 3, bias=False), (5, 2, 9, 9)),
+        (BinaryConv2d(4, 6, 3, bias=False), (5, 4, 2, 2)),
+        (BinaryConv2d(4, 6, 3, bias=False), (4, 9)),
+    ],
+)
+def test_a_wrong_shape_is_torchs_error_and_changes_nothing(layer, shape, used):
+    with pytest.raises(RuntimeError) as expected:
+        in_float(layer, torch.ones(shape))
+    with pytest.raises(RuntimeError) as actual:
+        layer(torch.ones(shape))
+    assert str(actual.value) == str(expected.value)
     assert not used
