@@ -36,8 +36,9 @@ def linear(input: Tensor, bits: Tensor, bias: Tensor | None = None) -> Tensor:
     def plain() -> Tensor:
         return F.linear(input, bits, bias)
 
-    usual = input.dim() > 1 and input.shape[-1] == bits.shape[-1] and input.is_contiguous() and bits.is_contiguous()
-    if not (usual and applicable(input, bits)):
+    if input.dim() < 2 or not applicable(input, bits) or input.shape[-1] != bits.shape[-1]:
+        return plain()
+    if not (input.is_contiguous() and bits.is_contiguous()):
         return plain()
     rows = input.view(-1, bits.shape[1])
     if input.is_cuda and (len(rows) <= 16 or rows.shape[1] % 8 or len(bits) % 8):
