@@ -301,6 +301,21 @@ def test_who_watches_operations_sees_the_product_in_float_with_the_bits(used):
     assert not used
 
 
+def test_other_bits_of_a_subclass_are_left_to_float(used):
+    class Scaled(BinaryLinear):
+        def bits(self):
+            return super().bits() / 3
+
+    class ScaledConvolution(BinaryConv2d):
+        def bits(self):
+            return super().bits() / 3
+
+    x = layer_and_input()[1]
+    for layer, images in ((Scaled(24, 16), x), (ScaledConvolution(4, 6, 3, padding=1), x.view(5, 4, 4, 6))):
+        assert torch.equal(layer(images), in_float(layer, images))
+    assert not used
+
+
 def test_real_inputs_and_biases_are_left_to_float(used):
     layer, x = layer_and_input()
     layer(x / 3)
