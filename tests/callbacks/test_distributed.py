@@ -112,6 +112,8 @@ def test_errors_that_read_bits_and_a_second_pass_are_those_of_one_process(tmp_pa
         assert metrics["test/acc_ber_0p3"] == pytest.approx(reference.accuracy(errors))
 
 
+
+
 @pytest.mark.parametrize(
     ("strategy", "how", "layer"),
     [
