@@ -63,11 +63,11 @@ class FashionMNIST(InMemoryDataModule):
             ) from error
 
     def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return 60,000 images and 10,000 test images, values in [-1, 1]."""
+        """Return 60,000 images and 10,000 test images, values in [-1, 1): bytes in steps of 1/128, 128 being 0."""
         from torchvision.datasets import FashionMNIST as Reader
 
         sets = [Reader(str(self.data_dir), train=train) for train in (True, False)]
-        train, test = ((s.data.unsqueeze(1).to(torch.float32).div_(127.5).sub_(1), s.targets) for s in sets)
+        train, test = ((s.data.unsqueeze(1).to(torch.float32).sub_(128).div_(128), s.targets) for s in sets)
         return train, test
 
 

@@ -73,7 +73,8 @@ def _as_it_is(batch: Batch) -> Batch:
 class InMemoryDataModule(LightningDataModule):
     """Base of data modules whose data fits into memory.
 
-    A subclass sets ``input_shape`` and ``num_classes`` and implements :meth:`load`.
+    A subclass sets ``input_shape`` and ``num_classes`` and implements :meth:`load`. Integers of 8 bits times a power of
+    two, bytes as ``(u - 128) / 128`` say, let the first layer compute in integers as well.
 
     Args:
         batch_size: samples in a batch, >= 1.

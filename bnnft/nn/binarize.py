@@ -1,5 +1,6 @@
 """The sign function with a straight-through estimator."""
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -112,6 +113,10 @@ def binarize(values: Tensor, clip: float | None = None, flips: tuple[Flips, ...]
         >>> binarize(torch.tensor([-0.3, 2.0]), flips=(Flips(torch.tensor([1])),))
         tensor([-1., -1.])
     """
+    if (torch.compiler.is_compiling() or torch._C._get_tracing_state()) and torch.onnx.is_in_onnx_export():
+        # ONNX has no operator that reads a sign bit. That of a zero is the sign of its reciprocal
+        negative, ones = (values < 0) | (values.reciprocal() < 0), torch.ones_like(values)
+        return reduce(lambda bits, each: each.apply(bits), flips, torch.where(negative, -ones, ones))
     result: Tensor = _StraightThroughSign.apply(
         values, clip, tuple(each.exact for each in flips), *(each.places for each in flips)
     )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnnft.nn.binarize import Flips, binarize
+from bnnft.nn.products import conv2d, linear
 
 
 class StoredBits(nn.Module):
@@ -24,6 +25,10 @@ class StoredBits(nn.Module):
     def bits(self) -> Tensor:
         """Return the weight as it is read from memory, -1 and +1."""
         return binarize(self.weight, None, self.flips)
+
+    def _are_signs(self) -> bool:
+        """Return whether the bits are -1 and +1: a subclass may make others."""
+        return type(self).bits is StoredBits.bits
 
     def __getstate__(self) -> dict[str, Any]:
         state = vars(self).copy()
@@ -48,7 +53,8 @@ class BinaryLinear(StoredBits, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the linear map with weights in {-1, +1}."""
-        return F.linear(input, self.bits(), self.bias)
+        product = linear if self._are_signs() else F.linear
+        return product(input, self.bits(), self.bias)
 
 
 class BinaryConv2d(StoredBits, nn.Conv2d):
@@ -67,8 +73,16 @@ class BinaryConv2d(StoredBits, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the convolution with weights in {-1, +1}."""
-        output: Tensor = self._conv_forward(input, self.bits(), self.bias)
-        return output
+        return self._conv_forward(input, self.bits(), self.bias)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self._are_signs():
+            output: Tensor = super()._conv_forward(input, weight, bias)
+            return output
+        if self.padding_mode != "zeros":
+            padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            return conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, self.groups)
+        return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class BinaryActivation(nn.Module):

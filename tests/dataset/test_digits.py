@@ -3,6 +3,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from bnnft.dataset import Digits
+from bnnft.nn.integers import on_grid
 
 
 def ready(**kwargs):
@@ -28,6 +29,7 @@ def test_what_is_known_of_the_data_is_what_the_data_are():
     assert images.dtype == torch.float32
     assert classes.dtype == torch.int64
     assert set(classes.tolist()) == set(range(data.num_classes))
+    assert on_grid(images) is not None  # so that the first layer computes in integers
 
 
 def test_the_test_images_are_always_the_same_and_shuffled_over_the_file():

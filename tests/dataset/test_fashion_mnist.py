@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bnnft.dataset import FashionMNIST, fashion_mnist
+from bnnft.nn.integers import on_grid
 
 
 def idx(array):
@@ -44,7 +45,8 @@ def test_packed_files_in_the_system_folder_are_unpacked_into_data_dir(source, tm
     images, classes = next(iter(data.test_dataloader()))
     assert images.shape == (4, 1, 28, 28)
     assert classes.tolist() == [0, 1, 2, 3]
-    assert (float(images[0, 0, 0, 0]), float(images[0, 0, 0, 1])) == (-1.0, 1.0)
+    assert (float(images[0, 0, 0, 0]), float(images[0, 0, 0, 1])) == (-1.0, 127 / 128)
+    assert on_grid(images) is not None  # so that the first layer computes in integers
     assert sorted(path.name for path in (tmp_path / "data" / "FashionMNIST" / "raw").iterdir()) == sorted(
         path.name.removesuffix(".gz") for path in source.iterdir()
     )

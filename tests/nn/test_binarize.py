@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from bnnft.nn import binarize
+from bnnft.nn.binarize import Flips
 
 INTEGERS = {
     torch.float16: torch.int16,
@@ -117,3 +118,20 @@ def test_compiles_to_one_graph_with_equal_value_and_gradient(clip):
     (gradient,) = torch.autograd.grad(compiled(values), values, upstream)
     (expected,) = torch.autograd.grad(binarize(values, clip), values, upstream)
     assert torch.equal(gradient, expected)
+
+
+def test_what_is_exported_to_onnx_reads_the_sign_bit_without_copysign(monkeypatch):
+    """ONNX has no copysign. Both exporters say that they are at work; torch.export stands for them."""
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    values = torch.tensor([-2.0, -0.0, 0.0, 0.25, torch.inf, -torch.inf, 1e-40, -1e-40])
+    flips = (Flips(torch.tensor([0, 3])), Flips(torch.tensor([3, 4])))
+
+    class Module(torch.nn.Module):
+        def forward(self, values):
+            return binarize(values), binarize(values, flips=flips)
+
+    exported = torch.export.export(Module(), (values,))
+    assert not any("copysign" in str(node.target) for node in exported.graph.nodes)
+    monkeypatch.undo()
+    for actual, expected in zip(exported.module()(values), Module()(values), strict=True):
+        assert torch.equal(actual, expected)
