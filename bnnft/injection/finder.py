@@ -81,9 +81,14 @@ class Finder(Provenance):
                 found.append(site if use is None else _as_used(site, use, name in self.floats))
         return found
 
+    @property
+    def is_selective(self) -> bool:
+        """Whether only what a user has selected counts."""
+        return self._weights is not None
+
     def biases_left(self) -> list[str]:
         """Return the names of binary parameters of one dimension that do not count as sites."""
-        if self._biases or self._weights is not None:
+        if self._biases or self.is_selective:
             return []
         return [name for name in self.uses if self.origins.parameters[name].dim() < 2]
 

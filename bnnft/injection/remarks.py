@@ -43,6 +43,8 @@ def without_flips(finder: Finder, said: set[Any] | None = None) -> list[str]:
         finder: that has watched.
         said: what was said before, and is not said again; it grows.
     """
+    if finder.is_selective:  # others were left out by name
+        return []
     said = set() if said is None else said
     strangers = [stranger for stranger in finder.strangers if stranger not in said]
     unseen = finder.reads - finder.followed

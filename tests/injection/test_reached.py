@@ -1,0 +1,72 @@
+"""Flips that would reach no bit are an error with its reason, not a curve that looks too good."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bnnft
+
+
+def signs(w):
+    """Return the bits of a latent weight, with the gradient of the identity."""
+    return w + (torch.where(w >= 0, 1.0, -1.0) - w).detach()
+
+
+class Kernel(nn.Module):
+    """A layer ``function(x, w, scale)``."""
+
+    def __init__(self, function, width=32):
+        super().__init__()
+        self.w, self.scale = nn.Parameter(torch.randn(width, width)), nn.Parameter(torch.ones(width, 1))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x, self.w, self.scale)
+
+
+def kernel(function):
+    torch.manual_seed(0)
+    return Kernel(function), torch.randn(8, 32)
+
+
+UNREACHED = {
+    "in a mask": lambda x, w, scale: x.sum(1, keepdim=True) - 2 * (x[:, None] * (w < 0)).sum(-1),
+    "a float weight": lambda x, w, scale: F.linear(x, w),
+    "by way of numbers": lambda x, w, scale: F.linear(x, torch.from_numpy(w.detach().sign().numpy())),
+}
+
+
+@pytest.mark.parametrize("function", UNREACHED.values(), ids=UNREACHED)
+def test_flips_that_reach_no_use_are_an_error(function):
+    model, x = kernel(function)
+    with pytest.raises(RuntimeError, match="w"), bnnft.flipped(model, 0.2, weights=["w"]):
+        model(x)
+
+
+def test_latent_signs_of_a_float_weight_are_refused():
+    model, x = kernel(lambda x, w, scale: F.linear(x, w))
+    with pytest.raises(RuntimeError, match="latent"), bnnft.flipped(model, 0.2, weights=["w"], how="latent"):
+        model(x)
+
+
+class Cached(Kernel):
+    """Keeps its bits in evaluation."""
+
+    bits = None
+
+    def forward(self, x):
+        if self.bits is None:
+            self.bits = signs(self.w).detach()
+        return F.linear(x, self.bits)
+
+
+def test_a_curve_of_cached_bits_is_an_error_or_right():
+    torch.manual_seed(0)
+    model, x = Cached(None).eval(), torch.randn(100, 32)
+    targets = F.linear(x, model.w.sign()).argmax(1)
+    try:
+        curve = bnnft.accuracy_over_ber(model, [(x, targets)], [0, 0.5], maps=2)
+    except (RuntimeError, ValueError):
+        return
+    assert curve.mean[1] < 0.5
