@@ -3,6 +3,7 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from bnnft.compensation import compensate, compensated
 from bnnft.evaluation.accuracy import accuracy_over_ber
 from bnnft.evaluation.curve import BERCurve
 from bnnft.injection.finder import find_binarized_weights
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from bnnft.metrics.tolerance import tolerance
 
 __version__ = version("bnnft")
-__all__ = ["BERCurve", "accuracy_over_ber", "binarized_weights", "find_binarized_weights", "flipped", "tolerance"]
+__all__ = ["BERCurve", "accuracy_over_ber", "binarized_weights", "compensate", "compensated", "find_binarized_weights"]
+__all__ += ["flipped", "tolerance"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ sorted flat indices of the stored bits that read wrong. Stored bit 1 is weight +
 
 from bnnft.ber.asymmetric import Asymmetric
 from bnnft.ber.bram28 import Bram28
-from bnnft.ber.checks import checked_choice, checked_flips, checked_rate
+from bnnft.ber.checks import checked_bit_rates, checked_choice, checked_flips, checked_rate
 from bnnft.ber.chip import Chip
 from bnnft.ber.clustered import Clustered
 from bnnft.ber.conversion import as_error_model
@@ -41,6 +41,7 @@ __all__ = [
     "Steps",
     "Uniform",
     "as_error_model",
+    "checked_bit_rates",
     "checked_choice",
     "checked_flips",
     "checked_rate",

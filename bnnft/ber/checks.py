@@ -2,10 +2,13 @@
 
 import math
 from numbers import Real
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from bnnft.ber.error_model import ErrorModel
 
 
 def checked_rate(value: Any, name: str = "rate") -> float:
@@ -90,6 +93,23 @@ def checked_flips(flips: Any, weight: Tensor, error_model: object, layer: str) -
         if not 0 <= index < weight.numel():
             raise ValueError(f"{whose} in [0, {weight.numel() - 1}], got {index}")
     return flips
+
+
+def checked_bit_rates(error_model: "ErrorModel", name: str) -> tuple[float, float]:
+    """Return the rates of a stored 0 and a stored 1 of a weight, or raise ValueError if the error model says none.
+
+    Example:
+        >>> from bnnft.ber import Independent
+        >>> checked_bit_rates(Independent(0.1), "fc1.weight")
+        (0.1, 0.1)
+    """
+    rates = error_model.bit_rates(name)
+    if rates is None:
+        raise ValueError(
+            f"the rates of stored bits of {error_model!r} in {name!r} are not known, so that nothing can be said of "
+            "their mean: an error model says them by its method bit_rates(name)"
+        )
+    return rates
 
 
 def _rising(indices: Tensor) -> bool:

@@ -12,8 +12,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import Metric
 
 from bnnft.ber import ErrorModel, as_error_model
+from bnnft.compensation import Method
+from bnnft.evaluation.compensated_maps import fault_maps
 from bnnft.evaluation.curve import BERCurve, checked_drop
-from bnnft.evaluation.maps import FaultMaps, Flipping, checked_maps
+from bnnft.evaluation.maps import Flipping, checked_maps
 from bnnft.evaluation.meter import ScoreMeter
 from bnnft.evaluation.names import CurveNames
 from bnnft.evaluation.points import curve_axis, error_models
@@ -47,9 +49,7 @@ class AccuracyOverBER(Callback):
         validation_maps: fault maps of ``val/acc_faulty``, >= 1.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         target: flip ``"weights"``, ``"activations"`` (anew in each batch) or ``"both"``.
-        activations: patterns of the names of modules that put out two values; all known ones (of bnnft.nn, brevitas and
-            bitorch) if ``None``.
-        how: where bits are flipped, see :func:`bnnft.flipped`.
+        activations, how: see :func:`bnnft.flipped`.
         correct: ``correct(module, batch)`` returns a bool for each answer; without it batches are
             ``(inputs, targets)``, ``module(inputs)`` returns class scores of shape (N, C, ...) and targets are integers
             of shape (N, ...).
@@ -61,6 +61,7 @@ class AccuracyOverBER(Callback):
         name: stands before the names of all that is logged, ``test/NAME_acc_ber_0p01``; what tells several callbacks
             of this kind apart.
         save_dir: folder for the curve as ``accuracy_over_ber.csv``, ``.png`` and ``.svg``; none if ``None``.
+        compensation: of the errors, see :class:`bnnft.compensation.Method`: a kind, several kinds, or a method.
 
     Raises:
         TypeError, ValueError: an argument is out of range; at the start, another callback logs under the same names,
@@ -91,6 +92,7 @@ class AccuracyOverBER(Callback):
         higher_is_better: bool | None = None,
         name: str | None = None,
         save_dir: str | None = None,
+        compensation: str | Sequence[str] | Method | None = None,
     ) -> None:
         self.axis, self.rates = curve_axis(rates, error_model, axis)
         error_models(self.rates, error_model, self.axis)  # raises for rates that it can't have
@@ -98,7 +100,7 @@ class AccuracyOverBER(Callback):
         checked_maps(maps)
         checked_maps(validation_maps)
         self.maps, self.validation_maps = maps, validation_maps
-        self._flipping = Flipping(seed, weights, target, activations, how)
+        self._flipping = Flipping(seed, weights, target, activations, how, compensation)
         self._score = as_score(score, predict, correct, higher_is_better)
         checked_drop(drop, self._score.bounds)
         if name is not None and not re.fullmatch(r"[\w-]+", name):
@@ -190,7 +192,7 @@ class AccuracyOverBER(Callback):
         return own | ({str(self.save_dir / names.file)} if self.save_dir is not None else set())
 
     def _start(self, pl_module: LightningModule, models: Sequence[ErrorModel], maps: int) -> None:
-        self._meter = ScoreMeter(self._score, FaultMaps(pl_module, models, maps, self._flipping))
+        self._meter = ScoreMeter(self._score, fault_maps(pl_module, models, maps, self._flipping))
 
     def _run(self, trainer: Trainer, batch: Any) -> None:
         if self._meter is not None:

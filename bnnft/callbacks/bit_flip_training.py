@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, checked_choice
 from bnnft.injection.activation import Target, checked_target
+from bnnft.injection.gathered import take_down
 from bnnft.injection.injection import How
 from bnnft.injection.scheduled import ScheduledErrors
 from bnnft.injection.sites import Weights
@@ -39,16 +40,12 @@ class BitFlipTraining(Callback):
             RandBET, at twice the forwards and backwards. Batch norms and hooks of a backward see both passes; nothing
             else of the second one stays but its gradient: no counters, no lists, no logs.
         seed: of the random bits, >= 0.
-        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`; all that are found
-            if ``None``.
-        how: where bits are flipped: ``"operand"``, where they are made, in every use and without a write to a
-            parameter; ``"latent"``, in the signs of latent weights; ``"auto"``, where they are made, and in compiled
-            modules in latents whose signs are the bits.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
+        how: where bits are flipped, see :func:`bnnft.flipped`.
         biases: flip binary biases too.
-        schedule: of the rate over training, of :mod:`bnnft.ber.schedule`; logs ``train/ber_factor``.
+        schedule: of the rate, of :mod:`bnnft.ber.schedule`; logs ``train/ber_factor``.
         target: flip ``"weights"``, ``"activations"``, the binary outputs of modules, or ``"both"``.
-        activations: patterns of the names of modules that put out two values; all known ones (of bnnft.nn, brevitas and
-            bitorch) if ``None``.
+        activations: patterns of the names of modules that put out two values; all known ones if ``None``.
 
     Attributes:
         training: the flips of the run: what is found, drawn and proven.
@@ -113,6 +110,8 @@ class BitFlipTraining(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the batches that were done before the checkpoint."""
         self._state = dict(state_dict)
+        if self._trainer is not None:  # a test of the checkpoint too
+            take_down(self._trainer.lightning_module, self._state.get("gathered_at", {}))
 
     def _is_processed(self) -> bool:
         """Return whether Lightning counts the running batch as done: a run that resumes goes on after it."""
@@ -122,8 +121,9 @@ class BitFlipTraining(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh, and say what published figures the flips stand for."""
+        self._trainer = trainer
         if stage == "fit":
-            self.training, self._state, self._trainer = None, {}, trainer
+            self.training, self._state = None, {}
             announce(trainer, self.error_model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

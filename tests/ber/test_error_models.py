@@ -203,6 +203,12 @@ def test_mean_flip_rate_of_clusters_is_the_stated_one(example):
 
 
 @every_model
+def test_the_rates_of_stored_bits_are_the_stated_ones(example):
+    """Which the flips are held to above."""
+    assert example.model.bit_rates("a.weight") == pytest.approx((example.rate_of_zeros, example.rate_of_ones))
+
+
+@every_model
 def test_same_key_gives_the_same_flips(example, weight):
     expected = example.model.flips(weight, Key(1, 2, 3, "test", "a.weight"))
     assert torch.equal(example.model.flips(weight, Key(1, 2, 3, "test", "a.weight")), expected)
