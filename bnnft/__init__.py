@@ -11,11 +11,12 @@ from bnnft.injection.flipped import flipped
 from bnnft.injection.sites import binarized_weights
 
 if TYPE_CHECKING:
+    from bnnft.metrics.protection import protection_scores
     from bnnft.metrics.tolerance import tolerance
 
 __version__ = version("bnnft")
 __all__ = ["BERCurve", "accuracy_over_ber", "binarized_weights", "compensate", "compensated", "find_binarized_weights"]
-__all__ += ["flipped", "tolerance"]
+__all__ += ["flipped", "protection_scores", "tolerance"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from bnnft.metrics.tolerance import tolerance
 
         return tolerance
+    if name == "protection_scores":
+        from bnnft.metrics.protection import protection_scores
+
+        return protection_scores
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,9 +13,12 @@ from bnnft.ber.conversion import as_error_model
 from bnnft.ber.error_model import ErrorModel
 from bnnft.ber.independent import Independent
 from bnnft.ber.per_layer import PerLayer
+from bnnft.ber.protected import Protected
 from bnnft.ber.random_bits import Key
 from bnnft.ber.rram import Rram
 from bnnft.ber.schedule import Constant, Cosine, Curriculum, Linear, Schedule, Steps, Uniform, checked_schedule
+from bnnft.ber.scrambled import Scrambled
+from bnnft.ber.secded import Secded
 from bnnft.ber.sequence import Sequence
 from bnnft.ber.sram14 import Sram14
 from bnnft.ber.sram65 import Sram65
@@ -33,8 +36,11 @@ __all__ = [
     "Key",
     "Linear",
     "PerLayer",
+    "Protected",
     "Rram",
     "Schedule",
+    "Scrambled",
+    "Secded",
     "Sequence",
     "Sram14",
     "Sram65",

@@ -52,6 +52,12 @@ def checked_choice(value: Any, kinds: Any, name: str) -> None:
         raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {value!r}")
 
 
+def checked_number(number: Any, name: str) -> None:
+    """Raise ValueError unless what is told apart by numbers has an integer of at least 0."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"{name} must be an integer >= 0, got {number!r}")
+
+
 def checked_chip(chip: Any) -> None:
     """Raise ValueError unless the number of a chip is an integer of at least 0, or ``None``."""
     if chip is not None and (isinstance(chip, bool) or not isinstance(chip, int) or chip < 0):
