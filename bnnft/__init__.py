@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from bnnft.compensation import compensate, compensated
 from bnnft.evaluation.accuracy import accuracy_over_ber
 from bnnft.evaluation.curve import BERCurve
+from bnnft.evaluation.prediction import predict_accuracy_over_ber, predicted_accuracy
 from bnnft.injection.finder import find_binarized_weights
 from bnnft.injection.flipped import flipped
 from bnnft.injection.sites import binarized_weights
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = version("bnnft")
 __all__ = ["BERCurve", "accuracy_over_ber", "binarized_weights", "compensate", "compensated", "find_binarized_weights"]
-__all__ += ["flipped", "protection_scores", "tolerance"]
+__all__ += ["flipped", "predict_accuracy_over_ber", "predicted_accuracy", "protection_scores", "tolerance"]
 
 
 def __getattr__(name: str) -> Any:
