@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bnnft.ber import ErrorModel, as_error_model, checked_bit_rates
+from bnnft.ber import ErrorModel, Independent, as_error_model, checked_bit_rates
 from bnnft.compensation import Method, as_method
 from bnnft.compensation.compensator import Compensator
 from bnnft.evaluation.answers import ClassAnswers, kind, pair
@@ -23,6 +23,7 @@ from bnnft.injection.sites import Site, Weights, binarized_weights
 from bnnft.tracing.state import unchanged
 from bnnft.tracing.trace import Trace
 
+_NO_ERRORS = Independent(0.0)
 _FEW_INPUTS = 64  # of a neuron, whose sums are no Gaussians
 
 
@@ -52,8 +53,7 @@ def predict_accuracy_over_ber(
         compensation: of the errors, see :class:`bnnft.compensation.Method`; recalibration can't be predicted.
 
     Returns:
-        The curve, with one value for each rate, and the measured clean accuracy. Model, training mode and random
-        streams are as before.
+        The curve, with one value for each rate, and the clean accuracy. Model, modes and random streams are as before.
 
     Raises:
         TypeError, ValueError: an argument is out of range; something has no closed form, a convolution, say.
@@ -71,8 +71,9 @@ def predict_accuracy_over_ber(
     models = error_models(points, error_model, axis)
     meter = PredictionMeter(model, models, weights, compensation)
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    for batch in dataloader:
-        meter.update(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
+    with torch.random.fork_rng([]):  # a loader draws from torch's generator when its iteration starts
+        for batch in dataloader:
+            meter.update(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
     return meter.curve(points, axis)
 
 
@@ -141,8 +142,9 @@ class PredictionMeter:
         inputs, targets = pair(batch, f"a prediction needs batches (inputs, targets), got {kind(batch)}")
         with unchanged(self._model), torch.no_grad():
             self._model.eval()
-            found = [self._answers(self._model, (inputs, targets))[0].sum()]
             propagation = self._predictor.propagation(inputs)
+            scores = propagation.moments(self._predictor.errors(_NO_ERRORS)).mean
+            found = [self._answers(nn.Identity(), (scores, targets))[0].sum()]
             for each in self._models:
                 moments = propagation.moments(self._predictor.errors(each))
                 found.append(probability_of_class(moments, targets).sum())
@@ -153,7 +155,7 @@ class PredictionMeter:
         self._right = reduce(self._right)
 
     def curve(self, points: Sequence[float], axis: str = "rate", name: str = "") -> BERCurve:
-        """Return the curve of everything predicted so far, with the measured clean accuracy.
+        """Return the curve of everything predicted so far.
 
         Raises:
             ValueError: nothing was predicted.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import norm
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from bnnft import accuracy_over_ber, predict_accuracy_over_ber, predicted_accuracy
 from bnnft.ber import Asymmetric, ErrorModel, PerLayer
@@ -100,7 +101,7 @@ def test_nothing_is_drawn_or_changed():
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     states = torch.get_rng_state(), random.getstate()
-    batches = data(network())
+    batches = DataLoader(TensorDataset(*(torch.cat(parts) for parts in zip(*data(network()), strict=True))), 100)
     first = predict_accuracy_over_ber(model, batches, [0.1])
     assert predict_accuracy_over_ber(model, batches, [0.1]).mean == first.mean
     assert [module.training for module in model.modules()] == modes
