@@ -21,8 +21,8 @@ from bnnft.ber import Independent, PerLayer, Steps
 from bnnft.model import FC
 
 ROOT = Path(train.__file__).parent
-GROUPS = ["model", "ber", "ber_schedule", "dataset", "loss", "optimizer", "scheduler", "callbacks", "trainer"]
-GROUPS += ["logger", "experiment"]
+GROUPS = ["model", "ber", "ber_schedule", "compensation", "dataset", "loss", "optimizer", "scheduler", "callbacks"]
+GROUPS += ["trainer", "logger", "experiment"]
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 ERRORS = [choice for choice in CHOICES if choice[0] in ("ber", "ber_schedule")]
 

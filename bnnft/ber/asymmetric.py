@@ -58,6 +58,10 @@ class Asymmetric(ErrorModel):
         factor = rate / self.rate
         return Asymmetric(self.rate_0_to_1 * factor, self.rate_1_to_0 * factor)
 
+    def bit_rates(self, name: str = "") -> tuple[float, float]:
+        """Return both rates."""
+        return self.rate_0_to_1, self.rate_1_to_0
+
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the bits that read wrong in this draw."""
         low, high = sorted((self.rate_0_to_1, self.rate_1_to_0))

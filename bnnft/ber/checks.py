@@ -2,11 +2,14 @@
 
 import math
 from numbers import Real
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+
+if TYPE_CHECKING:
+    from bnnft.ber.error_model import ErrorModel
 
 
 def checked_rate(value: Any, name: str = "rate") -> float:
@@ -50,6 +53,12 @@ def checked_choice(value: Any, kinds: Any, name: str) -> None:
         raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {value!r}")
 
 
+def checked_number(number: Any, name: str) -> None:
+    """Raise ValueError unless what is told apart by numbers has an integer of at least 0."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"{name} must be an integer >= 0, got {number!r}")
+
+
 def checked_chip(chip: Any) -> None:
     """Raise ValueError unless the number of a chip is an integer of at least 0, or ``None``."""
     if chip is not None and (isinstance(chip, bool) or not isinstance(chip, int) or chip < 0):
@@ -91,6 +100,23 @@ def checked_flips(flips: Any, weight: Tensor, error_model: object, layer: str) -
         if not 0 <= index < weight.numel():
             raise ValueError(f"{whose} in [0, {weight.numel() - 1}], got {index}")
     return flips
+
+
+def checked_bit_rates(error_model: "ErrorModel", name: str) -> tuple[float, float]:
+    """Return the rates of a stored 0 and a stored 1 of a weight, or raise ValueError if the error model says none.
+
+    Example:
+        >>> from bnnft.ber import Independent
+        >>> checked_bit_rates(Independent(0.1), "fc1.weight")
+        (0.1, 0.1)
+    """
+    rates = error_model.bit_rates(name)
+    if rates is None:
+        raise ValueError(
+            f"the rates of stored bits of {error_model!r} in {name!r} are not known, so that nothing can be said of "
+            "their mean: an error model says them by its method bit_rates(name)"
+        )
+    return rates
 
 
 # versions of indices that were seen to rise: the map of a chip is the same tensor in each draw

@@ -65,6 +65,16 @@ class Chip(ErrorModel):
         """Whether the flips depend on the stored bits."""
         return self.kind == "stuck_at"
 
+    def bit_rates(self, name: str = "") -> tuple[float, float]:
+        """Return the share of zeros and of ones that read wrong, the mean over dies."""
+        if self.kind == "flip":
+            return self.rate, self.rate
+        return self.rate * self._share_at_1, self.rate * (1 - self._share_at_1)
+
+    @property
+    def _share_at_1(self) -> float:
+        return 0.5 if self.stuck_at_1 is None else self.stuck_at_1
+
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the cells that fail, and hold another bit than they are stuck at."""
         if self.chip is None:
@@ -88,8 +98,7 @@ class Chip(ErrorModel):
         cells = self.failing(weight.numel(), key, weight.device)
         if self.kind == "flip":
             return cells, None
-        share = 0.5 if self.stuck_at_1 is None else self.stuck_at_1
-        return cells, below_at(share, key.part(0).stream(), cells)
+        return cells, below_at(self._share_at_1, key.part(0).stream(), cells)
 
     @staticmethod
     def _shown(weight: Tensor, cells: Tensor, ones: Tensor | None) -> Tensor:

@@ -93,6 +93,25 @@ class ErrorModel(ABC):
     def check_layers(self, names: Sequence[str]) -> None:  # noqa: B027 (a default, not forgotten)
         """Raise ValueError if errors that differ by layer do not fit the weights of these qualified names."""
 
+    def bit_rates(self, name: str = "") -> tuple[float, float] | None:
+        """Return the probabilities that a stored 0 and a stored 1 read wrong, means over draws and dies.
+
+        They say what errors make of a weight on average, ``-1 + 2 p01`` and ``1 - 2 p10``: what compensation and
+        prediction need.
+
+        Args:
+            name: the weight's qualified name, for errors that differ by layer.
+
+        Returns:
+            Fractions in [0, 1], or ``None`` where they are not known.
+
+        Example:
+            >>> from bnnft.ber import Asymmetric, Sequence
+            >>> Asymmetric(0, 0.2).bit_rates(), Sequence([0.5, Asymmetric(0, 0.2)]).bit_rates()
+            ((0.0, 0.2), (0.4, 0.6))
+        """
+        return None
+
     def at(self, axis: str, value: float) -> "ErrorModel":
         """Return the same errors with another value of one parameter.
 

@@ -35,6 +35,10 @@ class Independent(ErrorModel):
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", checked_rate(self.rate))
 
+    def bit_rates(self, name: str = "") -> tuple[float, float]:
+        """Return the rate, for each stored bit."""
+        return self.rate, self.rate
+
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the bits that read wrong in this draw."""
         return bernoulli_indices(weight.numel(), self.rate, key.stream(), weight.device)

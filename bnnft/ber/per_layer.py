@@ -72,6 +72,11 @@ class PerLayer(Composition):
             if model := self._model(name):
                 model.check_layers([name])
 
+    def bit_rates(self, name: str = "") -> tuple[float, float] | None:
+        """Return the rates of the pattern that matches a weight's name."""
+        model = self._model(name)
+        return (0.0, 0.0) if model is None else model.bit_rates(name)
+
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the bits that read wrong in this draw, by the name in the key."""
         model = self._model(key.name)

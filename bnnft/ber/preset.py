@@ -41,6 +41,10 @@ class Preset(ErrorModel):
         """Return errors of the same kind at another rate, which the source does not speak of."""
         return self.model.scaled(rate / self.rate)
 
+    def bit_rates(self, name: str = "") -> tuple[float, float] | None:
+        """Return the rates of a stored 0 and a stored 1 at this operating point."""
+        return self.model.bit_rates(name)
+
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the bits that read wrong in this draw."""
         return self.model.flips(weight, key)

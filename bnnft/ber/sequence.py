@@ -56,6 +56,18 @@ class Sequence(Composition):
         for part in self.parts:
             part.check_layers(names)
 
+    def bit_rates(self, name: str = "") -> tuple[float, float] | None:
+        """Return the share of zeros and ones that read wrong in the end; one die twice is not known."""
+        chips = [chip for part in self.parts if (chip := getattr(part, "chip", None)) is not None]
+        zeros, ones = 0.0, 0.0
+        for part in self.parts:
+            rates = part.bit_rates(name)
+            if rates is None or len(set(chips)) < len(chips):
+                return None
+            to_1, to_0 = rates
+            zeros, ones = zeros * (1 - to_0) + (1 - zeros) * to_1, ones * (1 - to_1) + (1 - ones) * to_0
+        return zeros, ones
+
     def flips(self, weight: Tensor, key: Key) -> Tensor:
         """Return the sorted flat indices of the bits that read wrong in the end."""
         flips = self._flips(0, weight, key)

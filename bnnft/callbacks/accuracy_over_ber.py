@@ -15,8 +15,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import Metric
 
 from bnnft.ber import ErrorModel, as_error_model
+from bnnft.compensation import Method
+from bnnft.evaluation.compensated_maps import fault_maps
 from bnnft.evaluation.curve import BERCurve, checked_drop
-from bnnft.evaluation.maps import FaultMaps, Flipping, checked_maps
+from bnnft.evaluation.maps import Flipping, checked_maps
 from bnnft.evaluation.meter import ScoreMeter
 from bnnft.evaluation.names import CurveNames, checked_name
 from bnnft.evaluation.points import curve_axis, error_models
@@ -59,6 +61,7 @@ class AccuracyOverBER(Callback):
         higher_is_better: of a score that is a function; without it there is no tolerable BER. A metric says it itself.
         name: before the names of all that is logged, ``test/NAME_acc_ber_0p01``: tells several of this kind apart.
         save_dir: folder for the curve as ``accuracy_over_ber.csv``, ``.png`` and ``.svg``; none if ``None``.
+        compensation: of the errors, see :class:`bnnft.compensation.Method`: a kind, several kinds, or a method.
 
     Raises:
         TypeError, ValueError: an argument is out of range; at the start, another callback logs under the same names,
@@ -89,6 +92,7 @@ class AccuracyOverBER(Callback):
         higher_is_better: bool | None = None,
         name: str | None = None,
         save_dir: str | None = None,
+        compensation: str | Sequence[str] | Method | None = None,
     ) -> None:
         self.axis, self.rates = curve_axis(rates, error_model, axis)
         error_models(self.rates, error_model, self.axis)  # raises for rates that it can't have
@@ -96,7 +100,7 @@ class AccuracyOverBER(Callback):
         checked_maps(maps)
         checked_maps(validation_maps)
         self.maps, self.validation_maps = maps, validation_maps
-        self._flipping = Flipping(seed, weights, target, activations, how)
+        self._flipping = Flipping(seed, weights, target, activations, how, compensation)
         self._score = as_score(score, predict, correct, higher_is_better)
         checked_drop(drop, self._score.bounds)
         self.drop, self.name = drop, checked_name(name)
@@ -119,7 +123,7 @@ class AccuracyOverBER(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise ValueError for patterns that match nothing, before anything is trained."""
-        FaultMaps(pl_module, [], 1, self._flipping)
+        fault_maps(pl_module, [], 1, self._flipping)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the fault maps of the error model itself; before training look at the answers alone."""
@@ -174,7 +178,7 @@ class AccuracyOverBER(Callback):
         return CurveNames(self._score.name, self.axis, self.name)
 
     def _start(self, pl_module: LightningModule, models: Sequence[ErrorModel], maps: int) -> None:
-        self._measurement.meter = ScoreMeter(self._score, FaultMaps(pl_module, models, maps, self._flipping))
+        self._measurement.meter = ScoreMeter(self._score, fault_maps(pl_module, models, maps, self._flipping))
 
 
 class _Measurement:

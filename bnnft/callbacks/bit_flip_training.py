@@ -11,6 +11,7 @@ from torch import Tensor
 from bnnft.ber import ErrorModel, Schedule, as_error_model, checked_choice
 from bnnft.evaluation.maps import Flipping
 from bnnft.injection.activation import Target
+from bnnft.injection.gathered import take_down
 from bnnft.injection.places import How
 from bnnft.injection.scheduled import ScheduledErrors
 from bnnft.injection.sites import Weights
@@ -40,10 +41,10 @@ class BitFlipTraining(Callback):
             RandBET, at twice the forwards and backwards. Batch norms and hooks of a backward see both passes; nothing
             else of the second one stays but its gradient: no counters, no lists, no logs.
         seed: of the random bits, >= 0.
-        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`; all if ``None``.
-        how: where bits are flipped, ``"auto"``, ``"operand"`` or ``"latent"``, see :func:`bnnft.flipped`.
+        weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
+        how: where bits are flipped, see :func:`bnnft.flipped`.
         biases: flip binary biases too.
-        schedule: of the rate over training, of :mod:`bnnft.ber.schedule`; logs ``train/ber_factor``.
+        schedule: of the rate, of :mod:`bnnft.ber.schedule`; logs ``train/ber_factor``.
         target: flip ``"weights"``, ``"activations"``, the binary outputs of modules, or ``"both"``.
         activations: patterns of the names of modules that put out two values; all known ones if ``None``.
 
@@ -79,8 +80,9 @@ class BitFlipTraining(Callback):
         checked_choice(gradient, Gradient, "gradient")
         ScheduledErrors(self.error_model, schedule, seed)  # raises if the error model has no rate to move
         self.gradient = gradient
+        flipping = vars(Flipping(seed, weights, target, activations, how))  # raises for what is out of range
         own = {"biases": biases, "schedule": schedule}
-        self._options: dict[str, Any] = own | vars(Flipping(seed, weights, target, activations, how))
+        self._options: dict[str, Any] = own | {n: each for n, each in flipping.items() if n != "compensation"}
         self.training: BitFlips | None = None
         self._batch: Batch | None = None
         self._second: tuple[Any, int] | None = None  # the batch, where a pass without flips follows each with flips
@@ -105,11 +107,14 @@ class BitFlipTraining(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the batches that were done before the checkpoint."""
         self._state = dict(state_dict)
+        if self._trainer is not None:  # a test of the checkpoint too
+            take_down(self._trainer.lightning_module, self._state.get("gathered_at", {}))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh, and say what published figures the flips stand for."""
+        self._trainer = trainer
         if stage == "fit":
-            self.training, self._state, self._trainer = None, {}, trainer
+            self.training, self._state = None, {}
             announce(trainer, self.error_model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from bnnft.ber import ErrorModel
+from bnnft.compensation.method import Method
+from bnnft.evaluation.compensated_maps import fault_maps
 from bnnft.evaluation.curve import BERCurve
-from bnnft.evaluation.maps import FaultMaps, Flipping
+from bnnft.evaluation.maps import Flipping
 from bnnft.evaluation.meter import ScoreMeter
 from bnnft.evaluation.points import curve_axis, error_models
 from bnnft.evaluation.scores import Correct, Predict, SumAndCount, as_score
@@ -51,6 +53,7 @@ def accuracy_over_ber(
     score: "Metric | SumAndCount | None" = None,
     predict: Predict | None = None,
     higher_is_better: bool | None = None,
+    compensation: str | Sequence[str] | Method | None = None,
 ) -> BERCurve:
     """Measure a classifier's accuracy over bit error rates, or another score, in eval mode and one pass over the data.
 
@@ -66,21 +69,19 @@ def accuracy_over_ber(
         axis: the parameter of the error model that ``rates`` sets; the error model's own axis if ``None``.
         weights: patterns or a function that select weights, see :func:`bnnft.binarized_weights`.
         target: flip ``"weights"``, ``"activations"`` (anew in each batch) or ``"both"``.
-        activations: patterns of names, see :func:`bnnft.injection.activation.find_activations`.
-        how: where bits are flipped, see :func:`bnnft.flipped`.
+        activations: patterns of names, see :func:`bnnft.flipped`.
+        how: where bits are flipped, see there.
         correct: for other batches or answers: ``correct(model, batch)`` returns a bool for each answer.
-        score: for other scores: a torchmetrics metric, of which each map gets a clone, or ``score(model, batch)`` that
-            returns a sum and a count, whose ratio is the score.
-        predict: ``predict(model, batch)`` returns what the metric is updated with, a tuple ``(predictions, targets)``
-            or a dict of keyword arguments; ``(model(inputs), targets)`` if ``None``.
+        score: for other scores: a torchmetrics metric or a function, see :func:`bnnft.evaluation.scores.as_score`.
+        predict: what the metric is updated with, see there.
         higher_is_better: of a score that is a function; a metric says it itself.
+        compensation: of the errors, see :class:`bnnft.compensation.Method`: a kind, several kinds, or a method.
 
     Returns:
         The curve, with the clean score. Model, training mode and random streams are as before.
 
     Raises:
-        TypeError, ValueError: an argument is out of range, the model has no such weights, or its answers are not those
-            that the score is taken of.
+        TypeError, ValueError: an argument is out of range, the model has no such weights, or its answers do not suit.
 
     Example:
         >>> from bnnft.nn import BinaryLinear
@@ -92,14 +93,15 @@ def accuracy_over_ber(
     """
     axis, points = curve_axis(rates, error_model, axis)
     models = error_models(points, error_model, axis)
-    flipping = Flipping(seed, weights, target, activations, how)
+    flipping = Flipping(seed, weights, target, activations, how, compensation)
     measured = as_score(score, predict, correct, higher_is_better)
-    meter = ScoreMeter(measured, FaultMaps(model, models, maps, flipping))
+    meter = ScoreMeter(measured, fault_maps(model, models, maps, flipping))
     device = meter.maps.device
     # a loader draws from torch's generator when its iteration starts
     with _in_eval_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for batch in dataloader:
             meter.update(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
+        curve = meter.curve(points, axis)
     if meter.remark:
         warnings.warn(f"accuracy_over_ber: {meter.remark}", stacklevel=2)
-    return meter.curve(points, axis)
+    return curve

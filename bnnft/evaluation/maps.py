@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnft.ber import ErrorModel, Key, checked_choice
+from bnnft.compensation import Method, as_method
 from bnnft.injection.activation import Target, checked_target
 from bnnft.injection.injection import Injection, draw_flips, is_none
 from bnnft.injection.operand import Drawn
@@ -28,9 +29,10 @@ class Flipping:
         target: flip ``"weights"``, ``"activations"`` or ``"both"``.
         activations: patterns of names, see :func:`bnnft.injection.activation.find_activations`.
         how: where bits are flipped, see :func:`bnnft.flipped`.
+        compensation: of their errors, see :class:`bnnft.compensation.Method`: a kind, several, or a method.
 
     Raises:
-        TypeError, ValueError: an argument is out of range.
+        TypeError, ValueError: an argument is out of range; activations are flipped, whose errors are not compensated.
     """
 
     seed: int = 0
@@ -38,6 +40,7 @@ class Flipping:
     target: Target = "weights"
     activations: Sequence[str] | None = None
     how: How = "auto"
+    compensation: str | Sequence[str] | Method | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -45,6 +48,12 @@ class Flipping:
         checked_weights(self.weights)
         checked_choice(self.how, How, "how")
         Key(self.seed)  # raises if the seed is none
+        if self.compensation is None or isinstance(self.compensation, Mapping):  # an empty one is no method in a config
+            object.__setattr__(self, "compensation", None)
+        elif self.target != "weights":
+            raise ValueError(f"compensation is of errors in weights: target must be 'weights', got {self.target!r}")
+        else:
+            object.__setattr__(self, "compensation", as_method(self.compensation))
 
 
 class Run(NamedTuple):
@@ -73,10 +82,13 @@ class FaultMaps:
 
     Attributes:
         runs: of each batch, the clean one first.
+        apart: maps without a flip are another run than the clean one.
 
     Raises:
         TypeError, ValueError: an argument is out of range; the model has no such weights or activations.
     """
+
+    apart = False
 
     def __init__(self, model: nn.Module, models: Sequence[ErrorModel], maps: int, flipping: Flipping) -> None:
         checked_maps(maps)
@@ -91,6 +103,14 @@ class FaultMaps:
     def remark(self) -> str:
         """What a reader must know of the flips, nothing in most cases."""
         return "; ".join(without_flips(self.injection.finder))
+
+    @property
+    def wanted(self) -> int:
+        """Number of samples to see before the first one is measured."""
+        return 0
+
+    def show(self, forwards: Sequence[Callable[[], Any]]) -> None:
+        """Take what runs the first batches."""
 
     @property
     def slots(self) -> int:
@@ -162,7 +182,7 @@ class FaultMaps:
         """Return the run that a map can share."""
         if self.injection.neurons:
             return None
-        if all(map(is_none, flips.values())):
+        if all(map(is_none, flips.values())) and not self.apart:
             return runs[0]
         first = next((run for run in runs if run.map == (point, 0)), None)
         return first if first is not None and _equal(flips, self.flips[point][0]) else None

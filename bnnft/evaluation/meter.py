@@ -9,6 +9,9 @@ from bnnft.evaluation.curve import BERCurve
 from bnnft.evaluation.maps import FaultMaps
 from bnnft.evaluation.scores import Score
 from bnnft.evaluation.tallies import Reduce
+from bnnft.tracing.tracking import tensors
+
+Around = Callable[[], AbstractContextManager[Any]]
 
 
 class ScoreMeter:
@@ -35,21 +38,41 @@ class ScoreMeter:
     def __init__(self, score: Score, maps: FaultMaps) -> None:
         self.score, self.maps = score, maps
         self._tally = score.tally(maps.slots, maps.device)
-        self._batches = 0
+        self._batches, self._samples = 0, 0
+        self._waiting: list[tuple[Any, Around]] | None = [] if maps.wanted else None
 
-    def update(self, batch: Any, around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
-        """Run one batch clean and under every map.
+    def update(self, batch: Any, around: Around = nullcontext) -> None:
+        """Run one batch clean and under every map, at once or as soon as enough samples are there.
 
         Args:
             batch: what the score is taken of, on the model's device.
             around: makes a context for each run, such as autocast, which keeps the cast of a weight for as long as it
                 is entered.
         """
+        if self._waiting is None:
+            self._run(batch, around)
+            return
+        self._waiting.append((batch, around))
+        self._samples += next((len(tensor) for tensor in tensors(batch) if tensor.dim()), 1)
+        if self._samples >= self.maps.wanted:
+            self._run_waiting()
 
+    def _run_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting:
+            self.maps.show([self._answers(*each) for each in waiting])
+        for each in waiting or ():
+            self._run(*each)
+
+    def _answers(self, batch: Any, around: Around) -> Callable[[], Any]:
         def answers() -> Any:
             with around():
                 return self.score.answers(self.maps.model, batch)
 
+        return answers
+
+    def _run(self, batch: Any, around: Around) -> None:
+        answers = self._answers(batch, around)
         clean = self.maps.clean(answers)
         for run in self.maps.runs:
             seen = clean if run.map is None else self.maps.under(run, self._batches, answers)
@@ -63,6 +86,7 @@ class ScoreMeter:
         Args:
             reduce: returns the sum of a tensor over processes.
         """
+        self._run_waiting()
         self._tally.merge(reduce)
 
     @property
@@ -81,6 +105,7 @@ class ScoreMeter:
         Raises:
             ValueError: nothing was measured; a metric computes no number.
         """
+        self._run_waiting()
         if self._tally.empty:
             raise ValueError(f"{self.score.name} over BER needs data, but got no batch")
         values = self._tally.values()

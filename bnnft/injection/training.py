@@ -9,15 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from bnnft.ber import (
-    ErrorModel,
-    Key,
-    Schedule,
-    as_error_model,
-    checked_choice,
-)
+from bnnft.ber import ErrorModel, Key, Schedule, as_error_model, checked_choice
 from bnnft.injection.activation import Target
 from bnnft.injection.flipped import Gradient
+from bnnft.injection.gathered import gathered_at, note, take_down
 from bnnft.injection.injection import Injection, draw_flips, is_none
 from bnnft.injection.places import How
 from bnnft.injection.remarks import Remarks
@@ -115,7 +110,8 @@ class BitFlips:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, in plain types."""
         sites = [state_of(site) for site in self.injection.sites]
-        return {"draws": self.batches, "sites": sites, "start": self.errors.start}
+        gathered = gathered_at(self.model)
+        return {"draws": self.batches, "sites": sites, "start": self.errors.start, "gathered_at": gathered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batches that were done, with flips where they went.
@@ -124,6 +120,7 @@ class BitFlips:
             ValueError: the model has no such parameters.
         """
         self.batches, self.errors.start = state["draws"], state["start"]
+        take_down(self.model, state.get("gathered_at", {}))
         if state["sites"]:
             self.injection.sites = self.injection.placed(sites_of(self.model, state["sites"]))
 
@@ -147,6 +144,7 @@ class BitFlips:
         injection, finder = self.injection, self.injection.finder
         if injection.target == "activations":
             return
+        note(self.model, injection.sites, self.errors.at(self.batches - 1))
         before = list(injection.sites)
         injection.conclude()
         known = {site.name for site in injection.sites}

@@ -41,12 +41,18 @@ def thresholds_of_call(func: Any, args: Any, kwargs: Any) -> Tensor | None:
         args: its arguments.
         kwargs: its keyword arguments.
     """
-    given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
-    given |= dict(zip(_ORDER if func is F.batch_norm else _ORDER_OF_TORCH, args, strict=False)) | kwargs
+    given = batch_norm_arguments(func, args, kwargs)
     mean, variance = given["running_mean"], given["running_var"]
     if given["training"] or mean is None or variance is None:
         return None
     return _thresholds(mean, variance, given["weight"], given["bias"], given["eps"])
+
+
+def batch_norm_arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a call of ``batch_norm`` by their names, with their defaults; see above."""
+    given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
+    given |= dict(zip(_ORDER if func is F.batch_norm else _ORDER_OF_TORCH, args, strict=False))
+    return {**given, **kwargs}
 
 
 def _thresholds(mean: Tensor, variance: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:

@@ -44,6 +44,7 @@ def test_defaults():
     assert model.axis == "rate"
     assert list(model.points) == [0, 0.01, 0.05, 0.1, 0.15, 0.2, 0.3]
     assert model.check_layers(["fc1.weight"]) is None
+    assert model.bit_rates("fc1.weight") is None
 
 
 @pytest.mark.parametrize("name", ["reads_bits", "rate", "source", "axis", "points"])

@@ -28,7 +28,10 @@ from bnnft.ber import (
     Independent,
     Key,
     PerLayer,
+    Protected,
     Rram,
+    Scrambled,
+    Secded,
     Sequence,
     Sram14,
     Sram65,
@@ -81,7 +84,20 @@ EXAMPLES = {
     ],
     "Independent": [Example(Independent(rate), rate, rate) for rate in (0.001, 0.1, 0.5, 0.8)],
     "PerLayer": [Example(PerLayer({"*": Asymmetric(0.02, 0.01), "fc*": 0.5}, scale=2), 0.04, 0.02)],
+    "Protected": [
+        Example(Protected(0.2, share=0.25), 0.15, 0.15),
+        Example(Protected(0.2, share=0.25, layers=["fc*"]), 0.2, 0.2),
+        Example(Protected(0.2, share=0), 0.2, 0.2),
+    ],
     "Rram": [Example(Rram(), 0.033, 0.033)],
+    "Scrambled": [
+        Example(Scrambled(Asymmetric(0, 0.2)), 0.1, 0.1),
+        Example(Scrambled(Chip(0.4, 7, "stuck_at", stuck_at_1=0.1), mask=3), 0.2, 0.2, fixed=True),
+    ],
+    "Secded": [
+        Example(Secded(0.1, word=8), 0.1 * (1 - 0.9**12), 0.1 * (1 - 0.9**12), clustered=True),
+        Example(Secded(Chip(0.02, 3)), 0.02 * (1 - 0.98**71), 0.02 * (1 - 0.98**71), fixed=True, clustered=True),
+    ],
     "Sequence": [
         Example(Sequence([Chip(0.1, chip=7), 0.2]), 0.1 * 0.8 + 0.9 * 0.2, 0.1 * 0.8 + 0.9 * 0.2),
         Example(Sequence([Asymmetric(0, 0.5), Asymmetric(0.5, 0)]), 0.5, 0.25),
@@ -209,6 +225,12 @@ def test_mean_flip_rate_of_clusters_is_the_stated_one(example):
 
 
 @every_model
+def test_the_rates_of_stored_bits_are_the_stated_ones(example):
+    """Which the flips are held to above."""
+    assert example.model.bit_rates("a.weight") == pytest.approx((example.rate_of_zeros, example.rate_of_ones))
+
+
+@every_model
 def test_same_key_gives_the_same_flips(example, weight):
     expected = example.model.flips(weight, Key(1, 2, 3, "test", "a.weight"))
     assert torch.equal(example.model.flips(weight, Key(1, 2, 3, "test", "a.weight")), expected)
@@ -281,7 +303,7 @@ def test_drawing_changes_neither_the_weight_nor_torch_generator(example, weight)
 
 
 # stated here and not asked of the model: one that says wrongly that it reads no bits would not be looked at
-READS_BITS = {"Asymmetric", "Bram28", "PerLayer", "Sram14"}
+READS_BITS = {"Asymmetric", "Bram28", "PerLayer", "Scrambled", "Sram14"}
 
 
 @every_model
@@ -295,7 +317,7 @@ def test_whether_flips_depend_on_the_bits_is_as_stated(example, weight):
 
 def test_every_error_model_has_a_rate_but_those_that_are_made_of_several():
     without = {type(example.model).__name__ for example in ALL if example.model.rate is None}
-    assert without == {"PerLayer", "Sequence"}
+    assert without == {"PerLayer", "Protected", "Scrambled", "Secded", "Sequence"}
 
 
 @pytest.mark.parametrize("build", [Independent, Chip, Clustered, lambda rate: Asymmetric(rate, rate)])

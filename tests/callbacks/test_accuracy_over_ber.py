@@ -354,7 +354,7 @@ def test_a_logger_of_somebodys_own_takes_a_run(tmp_path):
 def test_callback_and_function_have_the_same_defaults_as_documented():
     ours, plain = (signature(each).parameters for each in (AccuracyOverBER, bnnft.accuracy_over_ber))
     shared = [name for name in ours if name in plain]
-    assert len(shared) == 13
+    assert len(shared) == 14
     assert all(ours[name].default == plain[name].default for name in shared)
     assert {name: ours[name].default for name in ("maps", "seed", "drop", "validation_maps", "target")} == {
         "maps": 5,

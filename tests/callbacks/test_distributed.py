@@ -150,3 +150,15 @@ def test_each_process_computes_with_exactly_the_drawn_flips(tmp_path, strategy, 
             clean = [weights[name].sign().to(torch.int8) for name in SITES]
             assert all(torch.equal(a, b) for seen in signs for a, b in zip(seen, clean, strict=True))
     assert metrics["test/acc_ber_0p3"] != metrics["test/acc_ber_0"]
+
+
+def test_compensated_and_predicted_curves_of_two_processes_are_those_of_one(tmp_path):
+    seen = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        done = run_script("distributed_compensation.py", str(processes), folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+        seen.append(torch.load(folder / "metrics.pt", weights_only=True))
+    assert {"test/acc_ber_0p1", "test/predicted_acc_ber_0p1"} <= seen[0].keys()
+    assert seen[1] == pytest.approx(seen[0], abs=1e-6)
