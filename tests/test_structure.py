@@ -13,6 +13,8 @@ PACKAGE = ROOT / "bnnft"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LIMITS = {"lines of a file": 250, "lines of a class": 150, "lines of a function": 60, "attributes of a class": 12}
 ABOVE = {
+    ("lines of a class", "callbacks/bit_flip_training.py:BitFlipTraining"): 154,
+    ("lines of a class", "injection/training.py:BitFlips"): 152,
     ("lines of a class", "injection/finder.py:Finder"): 195,
     ("lines of a class", "injection/injection.py:Injection"): 165,
     ("lines of a class", "injection/operand.py:OperandFlips"): 160,
