@@ -1,8 +1,6 @@
 """Train a binarized neural network under bit flips, test the best checkpoint, and say where everything is."""
 
-import atexit
 import gc
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -17,8 +15,9 @@ from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from bnnft.classifier import Classifier
-from bnnft.loggers import finish, wandb_folder
-from bnnft.runs.results import Result, begin_job, fail_job, last_checkpoint, write_result
+from bnnft.loggers import finished, wandb_folder
+from bnnft.runs.job import last_checkpoint, running
+from bnnft.runs.results import Result, write_result
 from bnnft.runs.tables import run_tables
 
 # lightning reads its own containers with a function that torch has renamed: nothing that a user could act on
@@ -31,17 +30,9 @@ def main(config: DictConfig) -> float | tuple[float, ...]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     settings: Any = OmegaConf.to_container(config, resolve=True)
     loggers: list[Any] = []
-    try:
-        result, places = begin_job(folder, settings), {"finished before": folder}
-        if result is None:
-            result, places = train(config, settings, folder, loggers)
+    with running(folder, settings) as before, finished(loggers):
+        result, places = (before, {"finished before": folder}) if before else train(config, settings, folder, loggers)
         objective = result.objective(config.optimized_metric)
-    except BaseException as error:
-        finish(loggers, exit_code=1)
-        # after all tracebacks, so that the reason is what the eye falls on
-        atexit.register(print, f"train.py failed: {fail_job(folder, error)}", file=sys.stderr)
-        raise
-    finish(loggers)
     gc.collect()  # trainer and module refer to each other: they go before the next job of a sweep comes
     for table in run_tables(result) if "checkpoint" in places else []:
         rich.print(table)

@@ -168,11 +168,17 @@ def save_curve(curve: BERCurve, folder: Path) -> None:
         figure.savefig(folder / f"{curve.names.file}.{suffix}", dpi=150)
 
 
-def finish(loggers: Sequence[Any], exit_code: int = 0) -> None:
-    """End each W&B run as finished or failed: otherwise the jobs of a sweep would write into one."""
-    for logger in loggers:
-        if _has(logger, "finish"):
-            logger.experiment.finish(exit_code=exit_code)
+@contextmanager
+def finished(loggers: Sequence[Any]) -> Iterator[None]:
+    """End each W&B run after the context, as finished or failed: otherwise the jobs of a sweep would write into one."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            if _has(logger, "finish"):
+                logger.experiment.finish(exit_code=exit_code)
 
 
 def wandb_folder(loggers: Sequence[Any]) -> Path | None:

@@ -12,7 +12,7 @@ from bnnft.evaluation.curve import student
 from bnnft.plots import axis_scale, axis_title, axis_values
 from bnnft.report.groups import settings_of, varied
 from bnnft.runs.curves import CurveKind, curve_kinds
-from bnnft.runs.results import Job, labels
+from bnnft.runs.job import Job, labels
 from bnnft.runs.tables import layer_metrics
 
 

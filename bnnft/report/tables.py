@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from bnnft.plots import axis_values
 from bnnft.runs.curves import CurveKind
-from bnnft.runs.results import Job, Result, labels
+from bnnft.runs.job import Job, labels
+from bnnft.runs.results import Result
 from bnnft.runs.tables import callback_and_metric, layer_metrics, layer_title
 
 Rows = tuple[list[str], list[list[str]]]

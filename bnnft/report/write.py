@@ -10,7 +10,7 @@ from bnnft.report.groups import grouping, in_groups, pooled, settings_of
 from bnnft.report.page import write_page
 from bnnft.report.tables import markdown, neuron_rows, score_rows
 from bnnft.runs.curves import CurveKind, curve_kinds, left_out
-from bnnft.runs.results import Job, labels
+from bnnft.runs.job import Job, labels
 
 
 def write_report(
@@ -19,7 +19,7 @@ def write_report(
     """Write the report of some runs; returns its files.
 
     Args:
-        jobs: the runs, from :func:`bnnft.runs.results.read_jobs`.
+        jobs: the runs, from :func:`bnnft.runs.job.read_jobs`.
         faults: what is wrong with those that could not be read.
         title: of the report.
         out: the folder to write to.

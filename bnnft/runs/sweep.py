@@ -12,7 +12,8 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnnft.runs.results import RESULT, read_jobs, read_result
+from bnnft.runs.job import read_jobs
+from bnnft.runs.results import RESULT, read_result
 from bnnft.runs.tables import duration, job_table
 
 

@@ -9,7 +9,8 @@ from rich.table import Table
 from bnnft.evaluation.curve import BERCurve
 from bnnft.plots import axis_scale, axis_title, distinct_numbers
 from bnnft.runs.curves import CurveKind, curve_kinds, kind_of
-from bnnft.runs.results import Job, Result, labels
+from bnnft.runs.job import Job, labels
+from bnnft.runs.results import Result
 
 LAYER_COLUMNS = {
     "margin": "margin",

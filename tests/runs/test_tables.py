@@ -2,7 +2,7 @@ import pytest
 from result_folders import begin, fail, finish, finish_with
 
 from bnnft import BERCurve
-from bnnft.runs.results import read_jobs
+from bnnft.runs.job import read_jobs
 from bnnft.runs.tables import duration, job_table, layer_metrics, run_tables
 
 
