@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bnnft.runs.claim import claimed, owner_of
-from bnnft.runs.results import RESULT, Result, identity, overrides_of, read_json, read_result, write_json
+from bnnft.runs.identity import identity
+from bnnft.runs.results import RESULT, Result, overrides_of, read_json, read_result, write_json
 
 JOB = "job.json"
 State = Literal["finished", "failed", "running", "unfinished"]

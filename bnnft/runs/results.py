@@ -1,6 +1,5 @@
 """What a run leaves in its folder once it is done: ``metrics.json``."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from omegaconf import OmegaConf
 
 from bnnft.evaluation.curve import BERCurve
 from bnnft.runs.claim import is_first_process
+from bnnft.runs.identity import identity
 
 RESULT = "metrics.json"
 _HOW = ("score", "higher_is_better", "bounds", "name")  # what a file may lack that an older version wrote
@@ -29,7 +29,7 @@ class Result:
         overrides: the settings of its command line.
         config: its whole resolved config.
         seconds: how long it took.
-        identity: of the config, see :func:`identity`.
+        identity: of the config, see :func:`bnnft.runs.identity.identity`.
     """
 
     folder: Path
@@ -129,15 +129,6 @@ def overrides_of(folder: Path) -> tuple[str, ...]:
     # as they were typed: an override may hold an interpolation
     typed: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.exists() else []
     return tuple(map(str, typed))
-
-
-def identity(config: Mapping[str, Any], folder: Path) -> str:
-    """Return a hash that is the same for the same settings, wherever and by however many threads they are run."""
-    settings = {name: value for name, value in config.items() if name not in ("data_dir", "threads")}
-    text = json.dumps(settings, sort_keys=True)
-    for place in (str(folder.absolute()), config.get("data_dir")):
-        text = text.replace(json.dumps(place)[1:-1], "") if place else text
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

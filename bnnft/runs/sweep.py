@@ -3,6 +3,7 @@
 import atexit
 import hashlib
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,24 @@ from bnnft.runs.results import RESULT, read_result
 from bnnft.runs.tables import duration, job_table
 
 
-def folder_name(overrides: str) -> str:
-    """Return a name for the folder of a job that file systems take: too long ones end in a hash of the whole.
+def folder_name(name: Any) -> str:
+    """Return a name of one folder that file systems take, so that nothing that users type leads elsewhere.
+
+    Slashes and points at the start are replaced. What was replaced, or is too long, ends in a hash of the whole, so
+    that no two texts have one name.
 
     Example:
         >>> folder_name("ber.rate=0.1,seed=0"), len(folder_name("+note=" + 300 * "a"))
         ('ber.rate=0.1,seed=0', 200)
+        >>> folder_name("../x"), folder_name("")
+        ('__x-d6b96a97d147', 'defaults')
     """
-    if len(overrides.encode()) <= 200:
-        return overrides
-    start = overrides.encode()[:187].decode(errors="ignore")
-    return f"{start}-{hashlib.sha256(overrides.encode()).hexdigest()[:12]}"
+    text = str(name)
+    plain = re.sub(r"^\.+|[/\\\0]", "_", text)
+    if plain == text and len(text.encode()) <= 200:
+        return text or "defaults"
+    start = plain.encode()[:187].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 # for conf/train.yaml; this module is imported before any folder is named, as a callback of Hydra's
