@@ -2,6 +2,8 @@
 
 import atexit
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -11,9 +13,10 @@ from typing import Any, Literal
 from bnnft.runs.claim import claimed, owner_of
 from bnnft.runs.identity import identity
 from bnnft.runs.results import RESULT, Result, overrides_of, read_json, read_result, write_json
+from bnnft.runs.stopping import StoppedError
 
 JOB = "job.json"
-State = Literal["finished", "failed", "running", "unfinished"]
+State = Literal["finished", "failed", "interrupted", "running", "unfinished", "not run"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ def running(folder: Path, config: Mapping[str, Any]) -> Iterator[Result | None]:
             yield begin_job(folder, config)
         except BaseException as error:
             lost = own is not None and own.lost
-            reason = f"{folder} was taken over by {owner_of(folder)}" if lost else fail_job(folder, error)
-            atexit.register(lambda: print(f"train.py failed: {reason}", file=sys.stderr))
+            said = f"{folder} was taken over by {owner_of(folder)}" if lost else fail_job(folder, error)
+            atexit.register(lambda: print(said, file=sys.stderr))
             raise
 
 
@@ -76,15 +79,48 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def fail_job(folder: Path, error: BaseException) -> str:
-    """Take note that a run failed, and return why: the cause, where Hydra could not build a part of the config."""
+def whole_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint to go on from, ``None`` to start; says so where one was cut or is empty.
+
+    The best one counts where the last one is cut. It is what is tested in the end, so that nothing counts without it.
+    """
+    last = last_checkpoint(folder)
+    if not last.exists():
+        return None
+    best = last.with_name("best.ckpt")
+    cut = [path for path in (best, last) if path.exists() and not _is_whole(path)]
+    if not cut:
+        return last
+    found = best if best.exists() and best not in cut else None
+    names, goes_on = " and ".join(map(str, cut)), f"goes on from {best}" if found else "starts again"
+    print(f"{names} cut or empty: the run {goes_on}", flush=True)
+    return found
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether all parts of a file of :func:`torch.save` have their checksums."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a run ended: the cause, where Hydra could not build a part of the config."""
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         error = error.__cause__
-    reason = f"{type(error).__name__}: {error}"
-    job = read_json(folder / JOB)
+    return str(error) if isinstance(error, StoppedError) else f"{type(error).__name__}: {error}"
+
+
+def fail_job(folder: Path, error: BaseException) -> str:
+    """Take note that a run failed, or was stopped, and return why."""
+    reason, job = reason_of(error), read_json(folder / JOB)
+    state: State = "interrupted" if isinstance(error, StoppedError) else "failed"
     if job is not None:
-        write_json(folder / JOB, job | {"state": "failed", "error": reason})
-    return reason
+        with suppress(OSError):  # as when the disk is full, which the reason says then
+            write_json(folder / JOB, job | {"state": state, "error": reason})
+    return f"train.py {'was ' * (state == 'interrupted')}{'failed: ' * (state == 'failed')}{reason}"
 
 
 def read_job(folder: Path) -> Job:
