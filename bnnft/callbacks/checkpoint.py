@@ -49,6 +49,11 @@ class Checkpoint(ModelCheckpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = _WholeFiles()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the loader find its place: Lightning forgets it where a scheduler asked for the number of steps."""
+        super().on_train_start(trainer, pl_module)
+        trainer.fit_loop._load_combined_loader_states()
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget that the run was cut in an earlier start of this validation."""
         progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress

@@ -1,13 +1,23 @@
+import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from result_folders import begin, config, fail, finish, sweep
 
 from bnnft.runs import claim as claims
 from bnnft.runs.claim import claim
-from bnnft.runs.job import begin_job, labels, last_checkpoint, read_job, read_jobs, running
+from bnnft.runs.job import begin_job, fail_job, labels, last_checkpoint, read_job, read_jobs, running, whole_checkpoint
 from bnnft.runs.results import write_result
+from bnnft.runs.stopping import StoppedError
+
+
+@pytest.fixture(autouse=True)
+def said_at_exit(monkeypatch):
+    """Nothing at the end of the tests."""
+    monkeypatch.setattr("bnnft.runs.job.atexit.register", lambda said: None)
 
 
 def test_a_result_is_found_again_for_its_config_alone(tmp_path):
@@ -92,3 +102,59 @@ def test_only_the_first_process_of_a_distributed_run_writes(tmp_path, monkeypatc
     monkeypatch.setenv("RANK", "1")
     begin_job(tmp_path, {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "best", "found"),
+    [
+        ("whole", "whole", "last"),
+        ("whole", None, "last"),
+        (None, "whole", None),
+        ("cut", "whole", "best"),
+        ("empty", "whole", "best"),
+        ("changed", "whole", "best"),
+        ("cut", "empty", None),
+        ("cut", None, None),
+        ("whole", "cut", None),
+    ],
+)
+def test_a_checkpoint_that_was_cut_costs_the_time_since_the_best_one_or_the_start(tmp_path, capsys, last, best, found):
+    """What is tested in the end is the best one: without it nothing counts."""
+    folder = last_checkpoint(tmp_path).parent
+    folder.mkdir()
+    torch.save({"weights": torch.arange(1000.0)}, tmp_path / "whole.ckpt")
+    content = (tmp_path / "whole.ckpt").read_bytes()
+    middle = len(content) // 2
+    changed = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    contents = {"whole": content, "cut": content[:middle], "empty": b"", "changed": changed}
+    for name, state in (("last", last), ("best", best)):
+        if state is not None:
+            (folder / f"{name}.ckpt").write_bytes(contents[state])
+    assert whole_checkpoint(tmp_path) == (None if found is None else folder / f"{found}.ckpt")
+    said = capsys.readouterr().out
+    for name, state in (("last", last), ("best", best)):
+        assert (f"{folder}/{name}.ckpt" in said.partition(": ")[0]) == (state not in ("whole", None))
+
+
+def test_a_job_that_was_stopped_is_no_failed_one(tmp_path):
+    with pytest.raises(StoppedError), running(tmp_path, {}):
+        raise StoppedError("stopped by SIGTERM")
+    assert (read_job(tmp_path).state, read_job(tmp_path).error) == ("interrupted", "stopped by SIGTERM")
+
+
+def test_the_reason_comes_out_where_it_can_not_be_written(tmp_path, monkeypatch):
+    begin_job(tmp_path, {})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert fail_job(tmp_path, OSError("No space left")) == "train.py failed: OSError: No space left"
+    assert json.loads((tmp_path / "job.json").read_text())["state"] == "unfinished"
+
+
+def test_a_result_that_can_not_be_read_is_made_again(tmp_path):
+    job, settings = begin(tmp_path, 0.1, 0)
+    own = json.loads((job / "job.json").read_text())["identity"]
+    (job / "metrics.json").write_text(json.dumps({"identity": own}))
+    assert begin_job(job, settings) is None

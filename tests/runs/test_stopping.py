@@ -27,7 +27,7 @@ def result(folder, seed):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    done = run(folder, *THREE[:-1], "seed=1", "logger=none")
+    done = run(folder, *THREE[:-1], "seed=1")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
