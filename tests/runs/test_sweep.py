@@ -185,6 +185,12 @@ def test_a_search_finds_the_pareto_set_of_clean_and_faulty_accuracy(tmp_path):
     rates = {result["config"]["callbacks"]["accuracy_over_ber"]["error_model"]["rate"] for result in results}
     assert rates == {0.1}
     assert len({result["config"]["ber"]["rate"] for result in results}) == 2
+    # the same command goes on: it asks for the same trials, and finds those that are done
+    written = {path: path.read_bytes() for path in tmp_path.rglob("metrics.json")}
+    done = run(tmp_path, "-m", *QUICK, "hparams_search=clean_vs_faulty", "hydra.sweeper.n_trials=3", *few[1:])
+    assert done.stdout.count("finished before: ") == 2
+    assert len(list(tmp_path.rglob("metrics.json"))) == 3
+    assert all(path.read_bytes() == content for path, content in written.items())
 
 
 def test_the_sweep_of_wandb_runs_what_its_agent_would(tmp_path):
