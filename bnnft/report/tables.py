@@ -1,6 +1,7 @@
 """Tables of a report: a row for each finished run."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from bnnft.plots import axis_values
@@ -48,5 +49,16 @@ def _finished(jobs: Sequence[Job]) -> list[tuple[str, Result]]:
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Return rows as a Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+    """Return rows as a Markdown table, in which no text is markup."""
+    lines = [list(map(plain, line)) for line in [header, *rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], ["---"] * len(header), *lines[1:]])
+
+
+def plain(text: str) -> str:
+    r"""Return a text as Markdown shows it, whatever signs are in it.
+
+    Example:
+        >>> print(plain("{*fc1*: 0.1}|[x](y)"), plain("ber.rate_0_to_1=0"))
+        {\*fc1\*: 0.1}\|\[x](y) ber.rate_0_to_1=0
+    """
+    return re.sub(r"([\\`*\[<|])", r"\\\1", " ".join(text.split()))

@@ -127,18 +127,21 @@ def read_job(folder: Path) -> Job:
     """Return the state of a run by what is in its folder.
 
     Raises:
-        ValueError: its result is cut.
+        ValueError: its result, or what it noted, is cut or not one of ours.
     """
     job, overrides = read_json(folder / JOB), overrides_of(folder)
     if (folder / RESULT).exists():
         result = read_result(folder)
-        if job is None or job["identity"] == result.identity:
+        if job is None or job.get("identity") == result.identity:
             return Job(folder, "finished", overrides, result)
     if (owner := owner_of(folder)) is not None:
         return Job(folder, "running", overrides, None, f"by {owner}")
-    if job is None:
+    if job is None and not (folder / JOB).exists():
         return Job(folder, "unfinished", overrides)
-    return Job(folder, job["state"], overrides, None, job["error"])
+    match job:
+        case {"state": ("failed" | "interrupted" | "unfinished") as state, "error": str(error)}:
+            return Job(folder, state, overrides, None, error)
+    raise ValueError(f"{folder / JOB} is no note of a run, or was cut")
 
 
 def read_jobs(folders: Iterable[Path]) -> tuple[list[Job], list[str]]:

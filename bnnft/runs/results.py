@@ -101,10 +101,27 @@ def _plain(curve: BERCurve) -> dict[str, Any]:
 def _curve(content: Mapping[str, Any]) -> BERCurve:
     """Return the curve of :func:`_plain`, also as older versions wrote it."""
     rest: dict[str, Any] = {name: content[name] for name in _HOW if name in content}
-    if "bounds" in rest:
-        rest["bounds"] = tuple(rest["bounds"])
+    if rest.get("bounds") is not None:
+        low, high = rest["bounds"]
+        rest["bounds"] = (_number(low), _number(high))
+    for text in ("score", "name"):
+        _expect(isinstance(rest.get(text, ""), str), f"a curve whose {text} is a text")
+    _expect(isinstance(content["axis"], str), "a curve whose axis is a text")
+    _expect(rest.get("higher_is_better") in (True, False, None), "a curve that says whether higher is better")
     values = torch.tensor(content["accuracy" if "accuracy" in content else "values"], dtype=torch.float64)
-    return BERCurve(tuple(content["rates"]), values, content["clean"], content["axis"], **rest)
+    rates = tuple(map(_number, content["rates"]))
+    _expect(all(map(math.isfinite, rates)), "finite rates")
+    return BERCurve(rates, values, _number(content["clean"]), content["axis"], **rest)
+
+
+def _number(value: Any) -> float:
+    _expect(isinstance(value, int | float), f"a number, not {value!r:.50}")
+    return float(value)
+
+
+def _expect(true: bool, what: str) -> None:
+    if not true:
+        raise ValueError(f"it should hold {what}")
 
 
 def read_result(folder: Path) -> Result:
@@ -117,27 +134,33 @@ def read_result(folder: Path) -> Result:
         content = json.loads((folder / RESULT).read_text())
         written = [content["curve"]] if content["curve"] is not None else []
         curves = by_key(_curve(curve) for curve in [*written, *content.get("further_curves", [])])
-        rest = (content[name] for name in ("config", "seconds", "identity"))
-        return Result(folder, content["metrics"], curves, overrides_of(folder), *rest)
-    except (KeyError, TypeError, ValueError) as error:
+        metrics = {name: _number(value) for name, value in content["metrics"].items()}
+        config, seconds, own = (content[name] for name in ("config", "seconds", "identity"))
+        _expect(isinstance(config, dict) and isinstance(own, str), "a config, and a text as identity")
+        _expect(0 <= _number(seconds) < math.inf, "how many seconds the run took")
+        return Result(folder, metrics, curves, overrides_of(folder), config, seconds, own)
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / RESULT} is no result of a run, or was cut: {error}") from error
 
 
 def overrides_of(folder: Path) -> tuple[str, ...]:
-    """Return the settings of the command line of a run, where Hydra left them."""
+    """Return the settings of the command line of a run, where Hydra left them; nothing where that can't be read."""
     path = folder / ".hydra" / "overrides.yaml"
-    # as they were typed: an override may hold an interpolation
-    typed: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.exists() else []
-    return tuple(map(str, typed))
+    try:
+        # as they were typed: an override may hold an interpolation
+        typed: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception:  # parsers of YAML have errors of several kinds
+        return ()
+    return tuple(typed) if isinstance(typed, list) and all(isinstance(each, str) for each in typed) else ()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return what a file holds, nothing where there is none or it was cut."""
+    """Return what a file holds by name, nothing where there is none, where it was cut or holds something else."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        content = json.loads(path.read_text())
+    except (OSError, RecursionError, ValueError):
         return None
-    return content
+    return content if isinstance(content, dict) else None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

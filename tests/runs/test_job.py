@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,3 +159,89 @@ def test_a_result_that_can_not_be_read_is_made_again(tmp_path):
     own = json.loads((job / "job.json").read_text())["identity"]
     (job / "metrics.json").write_text(json.dumps({"identity": own}))
     assert begin_job(job, settings) is None
+
+
+TREE = "[" * 100_000
+NOTES = ["", "{", "null", "7", '"text"', "[1]", "{}", TREE, '{"state": "lost", "error": ""}', '{"state": "failed"}']
+NOTES += [
+    '{"state": ["failed"], "error": ""}',
+    '{"state": "failed", "error": {"a": 1}}',
+    '{"state": NaN, "error": NaN}',
+]
+NOTES += ['{"state": "finished", "error": ""}', "\x00\x01"]
+LISTS = [
+    "",
+    "{",
+    "7",
+    "text",
+    "- {a: 1}",
+    "- [1, 2]",
+    "a: 1",
+    "- ",
+    "- ${",
+    "[[[[",
+    "&a [*a]",
+    "- .nan",
+    "\x00",
+    "- !!python/object:os.x",
+]
+RESULTS = [{}, {"metrics": 7}, {"metrics": ["a"]}, {"metrics": {"test/acc": "high"}}, {"metrics": {"test/acc": [0.5]}}]
+RESULTS += [{"metrics": {"test/acc": {"a": 1}}}, {"metrics": {"test/acc": None}}, {"metrics": {"test/acc": 10**400}}]
+RESULTS += [
+    {"config": 7},
+    {"config": [1]},
+    {"seconds": "7"},
+    {"seconds": math.nan},
+    {"seconds": -1},
+    {"identity": None},
+]
+RESULTS += [{"further_curves": 7}, {"further_curves": [None]}, {"further_curves": [{}]}, {"curve": 7}, {"curve": []}]
+CURVES = [{"rates": 7}, {"rates": ["a", "b"]}, {"rates": [math.nan, 0.1]}, {"rates": []}, {"clean": "0.9"}, {"axis": 7}]
+CURVES += [{"accuracy": 7}, {"accuracy": [[]]}, {"accuracy": [[0.5], [0.1, 0.2]]}, {"accuracy": [["a"], ["b"]]}]
+CURVES += [{"score": None}, {"bounds": 7}, {"bounds": ["a", "b"]}, {"name": [1]}, {"higher_is_better": "yes"}]
+
+
+def corrupt(folder):
+    """Make a job for each corruption; returns how many."""
+    number = 0
+
+    def made():
+        nonlocal number
+        number += 1
+        finish(folder, 0.3, number)
+        return next(folder.glob(f"*seed={number},*"))
+
+    for text in NOTES:
+        job = made()
+        (job / "metrics.json").unlink()
+        (job / "job.json").write_text(text)
+    for text in LISTS:
+        (made() / ".hydra" / "overrides.yaml").write_text(text)
+    for part in [*RESULTS, *({"curve": part} for part in CURVES)]:
+        path = made() / "metrics.json"
+        content = json.loads(path.read_text())
+        if isinstance(part.get("curve"), dict):
+            part = {"curve": content["curve"] | part["curve"]}
+        path.write_text(json.dumps(content | part if part else {}))
+    for text in ("", "{", "[]", "7", TREE, "\udcff"):
+        (made() / "metrics.json").write_bytes(text.encode(errors="surrogateescape"))
+    return number
+
+
+def test_a_strange_file_costs_its_own_row_alone(tmp_path, capsys):
+    """Wrong types, nesting, emptiness, NaN: the other runs are in tables, figures and page as without it."""
+    from bnnft.report.__main__ import main
+
+    sweep(tmp_path, seeds=(0,), rates=(0.0, 0.1))
+    whole, _ = read_jobs([tmp_path])
+    count = corrupt(tmp_path)
+    assert count >= 50
+    jobs, faults = read_jobs([tmp_path])
+    strange_overrides = len(LISTS)
+    assert len(faults) == count - strange_overrides
+    assert len(jobs) == len(whole) + strange_overrides
+    assert {job.folder: job.result.metrics for job in whole}.items() <= {
+        j.folder: j.result.metrics for j in jobs
+    }.items()
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("left out: ") >= len(faults)
