@@ -55,7 +55,6 @@ def alone(tmp_path_factory):
 def test_processes_share_a_sweep_and_each_job_is_done_once(alone, tmp_path, processes):
     said = together(tmp_path, *[EIGHT] * processes)
     assert sum(text.count("`Trainer.fit` stopped") for text in said) == 8
-    assert all("`Trainer.fit` stopped" in text for text in said)
     assert all(text[text.rindex("8 jobs") :].count("finished") == 8 for text in said)
     assert results(tmp_path / "multirun" / "eight") == alone
 
