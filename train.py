@@ -1,8 +1,6 @@
 """Train a binarized neural network under bit flips, test the best checkpoint, and say where everything is."""
 
-import atexit
 import gc
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -16,9 +14,12 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
+from bnnft.callbacks import Objective
 from bnnft.classifier import Classifier
-from bnnft.loggers import finish, wandb_folder
-from bnnft.runs.results import Result, begin_job, fail_job, last_checkpoint, write_result
+from bnnft.loggers import finished, wandb_folder
+from bnnft.runs.job import reason_of, running, whole_checkpoint
+from bnnft.runs.results import Result, write_result
+from bnnft.runs.stopping import stoppable
 from bnnft.runs.tables import run_tables
 
 # lightning reads its own containers with a function that torch has renamed: nothing that a user could act on
@@ -31,17 +32,9 @@ def main(config: DictConfig) -> float | tuple[float, ...]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     settings: Any = OmegaConf.to_container(config, resolve=True)
     loggers: list[Any] = []
-    try:
-        result, places = begin_job(folder, settings), {"finished before": folder}
-        if result is None:
-            result, places = train(config, settings, folder, loggers)
+    with running(folder, settings) as before, finished(loggers, reason_of), stoppable():
+        result, places = (before, {"finished before": folder}) if before else train(config, settings, folder, loggers)
         objective = result.objective(config.optimized_metric)
-    except BaseException as error:
-        finish(loggers, exit_code=1)
-        # after all tracebacks, so that the reason is what the eye falls on
-        atexit.register(print, f"train.py failed: {fail_job(folder, error)}", file=sys.stderr)
-        raise
-    finish(loggers)
     gc.collect()  # trainer and module refer to each other: they go before the next job of a sweep comes
     for table in run_tables(result) if "checkpoint" in places else []:
         rich.print(table)
@@ -58,16 +51,18 @@ def train(config: DictConfig, settings: Any, folder: Path, loggers: list[Any]) -
     for logger in loggers:  # before all else that may fail, so that a failed job is tracked
         logger.log_hyperparams(settings)
     callbacks = [instantiate(entry) for entry in (config.callbacks or {}).values() if entry and "_target_" in entry]
+    callbacks.append(objective := Objective(config.optimized_metric))
     data = instantiate(config.dataset)
     network = instantiate(config.model, data.input_shape, data.num_classes)
     parts = {part: instantiate(config[part]) for part in ("loss", "optimizer", "scheduler")}
     module = Classifier(network, data.num_classes, **parts)
     trainer = instantiate(config.trainer, logger=loggers or False, callbacks=callbacks)
-    cut = last_checkpoint(folder)
-    trainer.fit(module, data, ckpt_path=cut if cut.exists() else None)
-    metrics = dict(trainer.callback_metrics)
+    trainer.fit(module, data, ckpt_path=whole_checkpoint(folder))
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    for evaluate in [trainer.test] if metrics else [trainer.validate, trainer.test]:  # cut after the last epoch
+    # of what is tested, which is not what training ended with
+    metrics = dict(getattr(trainer.checkpoint_callback, "best_metrics", {}) if best else trainer.callback_metrics)
+    validated = metrics and metrics.keys() >= {*objective.validated}
+    for evaluate in [trainer.test] if validated else [trainer.validate, trainer.test]:
         evaluate(module, data, ckpt_path=best or None, verbose=False)
         metrics |= trainer.callback_metrics
     curves = [callback.curve for callback in callbacks if getattr(callback, "curve", None) is not None]

@@ -1,5 +1,6 @@
 """The LightningModule that trains a classifier; it knows nothing of faults."""
 
+import math
 from collections.abc import Callable
 from copy import copy
 from typing import Any
@@ -78,7 +79,13 @@ class Classifier(LightningModule):
         optimizer = self._optimizer(self.parameters())
         if self._scheduler is None:
             return optimizer
-        scheduler = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if steps in (-1, math.inf):
+            raise ValueError(
+                "scheduler needs the number of steps of the run, which nobody knows: the loader has no length, or "
+                "training has no end; set max_steps of the trainer, or leave the scheduler out"
+            )
+        scheduler = self._scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: Metric) -> None:

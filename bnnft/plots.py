@@ -123,6 +123,7 @@ def plot_curve(
     """
     figure, ax = axes(ax)
     x, scale = [axis_scale(axis) * rate for rate in rates], 100 if percent else 1
+    label = None if label is None else label.replace("$", r"\$")  # no formula
     (line,) = ax.plot(x, [scale * value for value in mean], marker="o", markersize=4, label=label)
     low, high = zip(*((scale * a, scale * b) for a, b in interval), strict=True)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)

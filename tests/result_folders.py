@@ -5,7 +5,8 @@ import random
 import torch
 
 from bnnft import BERCurve
-from bnnft.runs.results import begin_job, fail_job, write_result
+from bnnft.runs.job import begin_job, fail_job
+from bnnft.runs.results import write_result
 
 
 def metrics(rate, margin):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from networks import equal_states, loader, small_net, state, trainer
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from bnnft.classifier import Classifier, sample_losses
 
@@ -84,3 +85,14 @@ def test_validation_logs_what_a_plain_loop_counts(tmp_path):
     scores = module.model.eval()(x).detach()
     assert float(run.callback_metrics["val/acc"]) == pytest.approx(float((scores.argmax(1) == y).float().mean()))
     assert float(run.callback_metrics["val/loss"]) == pytest.approx(float(nn.MultiMarginLoss()(scores, y)), rel=1e-5)
+
+
+def test_a_scheduler_that_needs_the_number_of_steps_refuses_a_loader_without_length(tmp_path):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            while True:
+                yield torch.ones(12), 0
+
+    module = Classifier(small_net(), 3, scheduler=lambda optimizer, steps: None)
+    with pytest.raises(ValueError, match=r"the loader has no length.*set max_steps of the trainer"):
+        trainer(tmp_path, [], max_epochs=1).fit(module, DataLoader(Endless(), batch_size=2))

@@ -118,7 +118,8 @@ def test_a_choice_of_errors_shows_every_parameter_at_its_default(configured, gro
 @pytest.mark.parametrize("ber", ["sram65", "none"])
 def test_callbacks_that_were_left_out_stay_out_whatever_the_errors_are(configured, tmp_path, ber):
     """Without a curve then, and without a checkpoint to choose."""
-    config = configured(f"ber={ber}", "callbacks=latent_clamp", "trainer.max_epochs=1", "model.widths=[64,32]")
+    few = "callbacks=latent_clamp", "trainer.max_epochs=1", "model.widths=[64,32]", "optimized_metric=test/acc"
+    config = configured(f"ber={ber}", *few)
     result = run_job(config, tmp_path)
     assert result.curve is None
     assert result.metrics["test/acc"] > 0.1

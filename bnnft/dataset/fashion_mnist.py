@@ -1,5 +1,7 @@
 """Fashion-MNIST: 70,000 images of clothes, 28x28."""
 
+import gzip
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -9,8 +11,10 @@ from torch import Tensor
 
 from bnnft.dataset.in_memory import InMemoryDataModule
 
+_RAW = Path("FashionMNIST", "raw")
 _FILES = [f"{part}-{content}-ubyte" for part in ("train", "t10k") for content in ("images-idx3", "labels-idx1")]
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+_CONTENT = "14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214"  # of the files of Debian's package
 
 
 class FashionMNIST(InMemoryDataModule):
@@ -41,16 +45,26 @@ class FashionMNIST(InMemoryDataModule):
         super().__init__(batch_size, validation_size, split_seed)
         self.data_dir = Path(data_dir)
 
+    @staticmethod
+    def content(data_dir: str) -> str:
+        """Return a hash of the data that a folder holds, that of the usual files where it holds none yet."""
+        found = _files_in(Path(data_dir) / _RAW) or _files_in(Path(data_dir))
+        if not found:
+            return _CONTENT
+        digest = hashlib.sha256()
+        for path in found:
+            digest.update(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+        return digest.hexdigest()
+
     def prepare_data(self) -> None:
         """Put the files where torchvision reads them."""
         from torchvision.datasets import FashionMNIST as Reader
 
-        raw = self.data_dir / "FashionMNIST" / "raw"
-        if all((raw / name).is_file() for name in _FILES):
+        raw = self.data_dir / _RAW
+        if _files_in(raw):
             return
         for source in (self.data_dir, _DEBIAN):
-            found = [p for name in _FILES for p in (source / name, source / f"{name}.gz") if p.is_file()]
-            if len({path.name.removesuffix(".gz") for path in found}) == len(_FILES):
+            if found := _files_in(source):
                 _unpack(found, raw)
                 return
         try:
@@ -69,6 +83,12 @@ class FashionMNIST(InMemoryDataModule):
         sets = [Reader(str(self.data_dir), train=train) for train in (True, False)]
         train, test = ((s.data.unsqueeze(1).to(torch.float32).sub_(128).div_(128), s.targets) for s in sets)
         return train, test
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the four files, packed or not, or nothing where one is missing."""
+    found = [[path for path in (folder / name, folder / f"{name}.gz") if path.is_file()][:1] for name in _FILES]
+    return [path for paths in found for path in paths] if all(found) else []
 
 
 def _unpack(files: list[Path], folder: Path) -> None:

@@ -66,6 +66,49 @@ class ShuffledByEpoch(Sampler[int]):
         return iter(torch.randperm(self.size, generator=generator).tolist())
 
 
+class ResumableLoader(DataLoader[Batch]):
+    """A DataLoader that keeps its place: a run that was cut in the middle of an epoch goes on with the next batch.
+
+    The place counts in the epoch that it was taken in alone, and its sampler must give the same order again. Data is
+    best in memory, since the batches that the cut run has had are fetched once more.
+
+    Example:
+        >>> data = torch.arange(8)
+        >>> loader = ResumableLoader(data, batch_size=2, sampler=ShuffledByEpoch(8, seed=0))
+        >>> first, second, *rest = loader
+        >>> batches = iter(loader)
+        >>> place = [next(batches), next(batches), loader.state_dict()][-1]
+        >>> resumed = ResumableLoader(data, batch_size=2, sampler=ShuffledByEpoch(8, seed=0))
+        >>> resumed.load_state_dict(place)
+        >>> all(torch.equal(a, b) for a, b in zip(resumed, rest, strict=True))
+        True
+    """
+
+    _place = (0, 0)  # epoch, and number of batches that it gave
+    _start: tuple[int, int] | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of which epoch were given."""
+        return dict(zip(("epoch", "batches"), self._place, strict=True))
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after these batches, if the next epoch is the same."""
+        self._start = self._place = (state_dict["epoch"], state_dict["batches"])
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        batches = super().__iter__()
+        # only now, at the first batch, has Lightning told the sampler which epoch it is
+        epoch, start = getattr(self.sampler, "epoch", 0), self._start
+        self._start = None
+        given = start[1] if start is not None and start[0] == epoch else 0
+        for _ in range(given):
+            next(batches)
+        self._place = (epoch, given)
+        for batch in batches:
+            self._place = (epoch, self._place[1] + 1)
+            yield batch
+
+
 def _as_it_is(batch: Batch) -> Batch:
     return batch
 
@@ -115,13 +158,16 @@ class InMemoryDataModule(LightningDataModule):
             "test": _Tensors(*test),
         }
 
-    def _loader(self, split: str, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+    def _loader(
+        self, split: str, sampler: Sampler[int] | None = None, kind: type[DataLoader[Any]] = DataLoader
+    ) -> DataLoader[Any]:
         # no workers: indexing a tensor costs less than handing a batch from one process to another
-        return DataLoader(self._splits[split], self.batch_size, sampler=sampler, collate_fn=_as_it_is, num_workers=0)
+        return kind(self._splits[split], self.batch_size, sampler=sampler, collate_fn=_as_it_is, num_workers=0)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training data, shuffled by the seed of torch's global generator and the number of the epoch."""
-        return self._loader("train", ShuffledByEpoch(len(self._splits["train"]), torch.initial_seed()))
+        sampler = ShuffledByEpoch(len(self._splits["train"]), torch.initial_seed())
+        return self._loader("train", sampler, ResumableLoader)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation data."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import rich
 
 from bnnft.report.write import write_report
-from bnnft.runs.results import read_jobs
+from bnnft.runs.job import read_jobs
 from bnnft.runs.tables import job_table
 
 

@@ -8,7 +8,8 @@ import torch
 
 from bnnft.evaluation.curve import interval
 from bnnft.runs.curves import CurveKind
-from bnnft.runs.results import Job, Result
+from bnnft.runs.job import Job
+from bnnft.runs.results import Result
 
 MOST_GROUPS = 12  # lines in a figure that can still be told apart
 

@@ -49,8 +49,16 @@ function layout(x, y, legend = "") {
     legend: { orientation: "h", y: -0.25, title: { text: legend } } };
 }
 
-const draw = (id, traces, shape) =>
+// plotly reads tags in names and texts: those of runs are none
+const plain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+
+function draw(id, traces, shape) {
+  for (const trace of traces) {
+    if (trace.name !== undefined) trace.name = plain(trace.name);
+    if (Array.isArray(trace.text)) trace.text = trace.text.map(plain);
+  }
   Plotly.react(id, traces, shape, { responsive: true, displaylogo: false });
+}
 
 // One value a run if several runs share a group: the spread over runs is what a reader wants; else one a fault map.
 function pointsOf(members) {

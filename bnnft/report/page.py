@@ -4,6 +4,7 @@ import html
 import importlib.resources
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from bnnft.evaluation.curve import student
 from bnnft.plots import axis_scale, axis_title, axis_values
 from bnnft.report.groups import settings_of, varied
 from bnnft.runs.curves import CurveKind, curve_kinds
-from bnnft.runs.results import Job, labels
+from bnnft.runs.job import Job, labels
 from bnnft.runs.tables import layer_metrics
 
 
@@ -26,12 +27,11 @@ def write_page(
         return None
     files = importlib.resources.files("bnnft.report")
     parts = {"plotly": get_plotlyjs(), "script": (files / "page.js").read_text(), "title": html.escape(title)}
-    # no text of a run may end the script that holds it
+    # no text of a run may end the script that holds it, or open a comment there
     data = page_data(jobs, faults, group, values)
-    parts["data"] = json.dumps(data, allow_nan=False).replace("</", "<\\/")
-    page = (files / "page.html").read_text()
-    for name, text in parts.items():
-        page = page.replace(f"{{{{{name}}}}}", text)
+    parts["data"] = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    # all at once: what is put in may look like a place for something else
+    page = re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], (files / "page.html").read_text())
     path.write_text(page)
     return path
 

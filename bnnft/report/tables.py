@@ -1,11 +1,13 @@
 """Tables of a report: a row for each finished run."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from bnnft.plots import axis_values
 from bnnft.runs.curves import CurveKind
-from bnnft.runs.results import Job, Result, labels
+from bnnft.runs.job import Job, labels
+from bnnft.runs.results import Result
 from bnnft.runs.tables import callback_and_metric, layer_metrics, layer_title
 
 Rows = tuple[list[str], list[list[str]]]
@@ -47,5 +49,16 @@ def _finished(jobs: Sequence[Job]) -> list[tuple[str, Result]]:
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Return rows as a Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+    """Return rows as a Markdown table, in which no text is markup."""
+    lines = [list(map(plain, line)) for line in [header, *rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], ["---"] * len(header), *lines[1:]])
+
+
+def plain(text: str) -> str:
+    r"""Return a text as Markdown shows it, whatever signs are in it.
+
+    Example:
+        >>> print(plain("{*fc1*: 0.1}|[x](y)"), plain("ber.rate_0_to_1=0"))
+        {\*fc1\*: 0.1}\|\[x](y) ber.rate_0_to_1=0
+    """
+    return re.sub(r"([\\`*\[<|])", r"\\\1", " ".join(text.split()))

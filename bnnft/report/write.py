@@ -8,9 +8,9 @@ from typing import Any
 from bnnft.plots import axes, plot_curve
 from bnnft.report.groups import grouping, in_groups, pooled, settings_of
 from bnnft.report.page import write_page
-from bnnft.report.tables import markdown, neuron_rows, score_rows
+from bnnft.report.tables import markdown, neuron_rows, plain, score_rows
 from bnnft.runs.curves import CurveKind, curve_kinds, left_out
-from bnnft.runs.results import Job, labels
+from bnnft.runs.job import Job, labels
 
 
 def write_report(
@@ -19,7 +19,7 @@ def write_report(
     """Write the report of some runs; returns its files.
 
     Args:
-        jobs: the runs, from :func:`bnnft.runs.results.read_jobs`.
+        jobs: the runs, from :func:`bnnft.runs.job.read_jobs`.
         faults: what is wrong with those that could not be read.
         title: of the report.
         out: the folder to write to.
@@ -73,19 +73,19 @@ def _write_csv(path: Path, jobs: Sequence[Job]) -> Path:
 
 
 def _write_markdown(path: Path, title: str, jobs: Sequence[Job], faults: Sequence[str]) -> Path:
-    parts, kinds = [f"# {title}"], list(_files(jobs))
+    parts, kinds = [f"# {plain(title)}"], list(_files(jobs))
     for kind, file in kinds:
         score = kind.names.score.replace("_", " ")
         if len(kinds) > 1:
-            parts.append(f"## {kind.key or kind.names.over}")
+            parts.append(f"## {plain(kind.key or kind.names.over)}")
         parts.append(
             "Accuracies in %." if kind.percent and score == "accuracy" else f"{kind.score_title}.".capitalize()
         )
         parts += [markdown(*score_rows(jobs, kind)), f"![{score} over BER]({file}.svg)"]
     parts.append(markdown(*neuron_rows(jobs)))
-    missing = [f"- {job.folder.name}: {job.state} {job.error}".rstrip() for job in jobs if job.result is None]
+    missing = [f"{job.folder.name}: {job.state} {job.error}" for job in jobs if job.result is None]
     if missing or faults:
-        parts.append("\n".join(["Missing:", "", *missing, *(f"- {fault}" for fault in faults)]))
+        parts.append("\n".join(["Missing:", "", *(f"- {plain(text)}" for text in [*missing, *faults])]))
     path.write_text("\n\n".join(parts) + "\n")
     return path
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from bnnft.evaluation.curve import FRACTION, BERCurve
 from bnnft.evaluation.names import CurveNames
 from bnnft.plots import axis_title, axis_unit, is_rate, score_title
-from bnnft.runs.results import Job, Result
+from bnnft.runs.job import Job
+from bnnft.runs.results import Result
 
 
 @dataclass(frozen=True)

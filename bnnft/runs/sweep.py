@@ -2,7 +2,9 @@
 
 import atexit
 import hashlib
-import math
+import itertools
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,29 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bnnft.runs.results import RESULT, read_jobs, read_result
+from bnnft.runs.job import Job, read_jobs
+from bnnft.runs.results import RESULT, read_result
 from bnnft.runs.tables import duration, job_table
 
 
-def folder_name(overrides: str) -> str:
-    """Return a name for the folder of a job that file systems take: too long ones end in a hash of the whole.
+def folder_name(name: Any) -> str:
+    """Return a name of one folder that file systems take, so that nothing that users type leads elsewhere.
+
+    Slashes and points at the start are replaced. What was replaced, or is too long, ends in a hash of the whole, so
+    that no two texts have one name.
 
     Example:
         >>> folder_name("ber.rate=0.1,seed=0"), len(folder_name("+note=" + 300 * "a"))
         ('ber.rate=0.1,seed=0', 200)
+        >>> folder_name("../x"), folder_name("")
+        ('__x-d6b96a97d147', 'defaults')
     """
-    if len(overrides.encode()) <= 200:
-        return overrides
-    start = overrides.encode()[:187].decode(errors="ignore")
-    return f"{start}-{hashlib.sha256(overrides.encode()).hexdigest()[:12]}"
+    text = str(name)
+    plain = re.sub(r"^\.+|[/\\\0]", "_", text)
+    if plain == text and len(text.encode()) <= 200:
+        return text or "defaults"
+    start = plain.encode()[:187].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 # for conf/train.yaml; this module is imported before any folder is named, as a callback of Hydra's
@@ -46,7 +56,8 @@ class SweepProgress(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Count the jobs."""
         self._total = sweep_size(config)
-        atexit.register(_print_jobs, Path(config.hydra.sweep.dir))
+        search = OmegaConf.select(config, "hydra.sweeper.n_trials") is not None
+        atexit.register(_print_jobs, Path(config.hydra.sweep.dir), [] if search else sweep_overrides(config))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Say which job starts, and when the last one may be done."""
@@ -71,21 +82,35 @@ class SweepProgress(Callback):
 def sweep_size(config: DictConfig) -> int | None:
     """Return the number of jobs of a sweep, ``None`` if the sweeper does not say it beforehand."""
     trials: int | None = OmegaConf.select(config, "hydra.sweeper.n_trials")
-    if trials is not None:
-        return trials
+    return len(sweep_overrides(config)) if trials is None else trials
+
+
+def sweep_overrides(config: DictConfig) -> list[tuple[str, ...]]:
+    """Return the overrides of each job of a sweep over all combinations, in the order that they start in."""
     # as they were typed: an override may hold an interpolation of the job's config
     typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
     sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
-    typed += [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    overrides = OverridesParser.create().parse_overrides(typed)
-    return math.prod(len(list(each.sweep_iterator())) for each in overrides if each.is_sweep_override())
+    typed = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()] + typed
+    values: dict[str, list[str]] = {}
+    for each in OverridesParser.create().parse_overrides(typed):
+        swept = each.is_sweep_override()
+        texts = each.sweep_string_iterator() if swept else [each.get_value_element_as_str()]
+        values[each.get_key_element()] = [f"{each.get_key_element()}={text}" for text in texts]
+    return list(itertools.product(*values.values()))
 
 
-def _print_jobs(folder: Path) -> None:
+def all_jobs(found: Sequence[Job], overrides: Sequence[tuple[str, ...]], sweep: str) -> list[Job]:
+    """Return the jobs of a sweep in the order of their overrides, also those that did not start, then further ones."""
+    kept = {job.overrides: job for job in found}
+    first = {each: kept.get(each, Job(Path(",".join(each)), "not run", each, sweep=sweep)) for each in overrides}
+    return list((first | kept).values())
+
+
+def _print_jobs(folder: Path, overrides: Sequence[tuple[str, ...]]) -> None:
     try:
         jobs, faults = read_jobs([folder])
     except FileNotFoundError:
         return  # nothing was begun
-    rich.print(job_table(jobs))
+    rich.print(job_table(all_jobs(jobs, overrides, folder.name)))
     for fault in faults:
         print(fault)

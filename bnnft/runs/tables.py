@@ -1,15 +1,18 @@
-"""Tables for the terminal: the numbers of one run, and what became of the jobs of a sweep."""
+"""Tables for the terminal: the numbers of one run, and what became of the jobs of a sweep. No text is markup."""
 
 import time
 from collections.abc import Mapping, Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bnnft.evaluation.curve import BERCurve
 from bnnft.plots import axis_scale, axis_title, distinct_numbers
 from bnnft.runs.curves import CurveKind, curve_kinds, kind_of
-from bnnft.runs.results import Job, Result, labels
+from bnnft.runs.job import Job, labels
+from bnnft.runs.results import Result
 
 LAYER_COLUMNS = {
     "margin": "margin",
@@ -32,13 +35,13 @@ def run_tables(result: Result) -> list[Table]:
         for column in ("layer", *map(layer_title, keys)):
             table.add_column(column, justify="left" if column == "layer" else "right")
         for layer, values in layers.items():
-            table.add_row(layer, *(f"{values[key]:.4g}" if key in values else "" for key in keys))
+            table.add_row(escape(layer), *(f"{values[key]:.4g}" if key in values else "" for key in keys))
         tables.append(table)
     return tables
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
+    return Table(title=escape(title), title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
 
 
 def _curve_table(result: Result, kind: CurveKind, curve: BERCurve) -> Table:
@@ -48,7 +51,7 @@ def _curve_table(result: Result, kind: CurveKind, curve: BERCurve) -> Table:
         title = f"{title}, {kind.tolerable_name} {tolerable} {kind.tolerable_unit}".rstrip()
     table = _table(title)
     axis = "BER (%)" if curve.axis == "rate" else axis_title(curve.axis)
-    for column in (axis, kind.score_title, "95 % interval", "std"):
+    for column in (axis, escape(kind.score_title), "95 % interval", "std"):
         table.add_column(column, justify="right")
     shown = distinct_numbers([axis_scale(curve.axis) * rate for rate in curve.rates])
     for rate, mean, (low, high), std in zip(shown, curve.mean, curve.interval, curve.std, strict=True):
@@ -95,7 +98,7 @@ def job_table(jobs: Sequence[Job]) -> Table:
         values = ["", "", ""]
         if (result := job.result) is not None:
             values = [kind.score(kind.clean(result)), kind.tolerable_text(result), duration(result.seconds)]
-        table.add_row(label, job.state, *values, job.error)
+        table.add_row(Text(label), job.state, *values, Text(job.error))
     return table
 
 

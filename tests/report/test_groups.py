@@ -6,7 +6,7 @@ from scipy.stats import t
 from bnnft import BERCurve
 from bnnft.report.groups import grouping, in_groups, pooled, settings_of, varied
 from bnnft.runs.curves import kind_of
-from bnnft.runs.results import read_jobs
+from bnnft.runs.job import read_jobs
 
 
 def test_settings_are_those_of_the_command_line(tmp_path):

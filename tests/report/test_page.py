@@ -14,7 +14,7 @@ from result_folders import begin, fail, finish_with, sweep
 from bnnft import BERCurve
 from bnnft.report.__main__ import main
 from bnnft.report.page import page_data
-from bnnft.runs.results import read_jobs
+from bnnft.runs.job import read_jobs
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 with_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here (Debian: apt-get install chromium)")

@@ -3,7 +3,7 @@ from result_folders import begin, finish, finish_with
 from bnnft import BERCurve
 from bnnft.report.tables import markdown, neuron_rows, score_rows
 from bnnft.runs.curves import CurveKind, curve_kinds, kind_of
-from bnnft.runs.results import read_jobs
+from bnnft.runs.job import read_jobs
 
 
 def test_a_row_for_each_finished_run_with_the_score_at_each_rate(tmp_path):

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 import time
@@ -157,3 +158,23 @@ def test_all_curves_of_runs_reach_tables_figures_and_page_under_their_names(tmp_
         ("chip_acc_over_ber", "0.2", "0.45", ""),
         ("mse_squared_error_over_ber", "0.1", "", "2.5"),
     ]
+
+
+STRANGE = ["{{data}}", "<!--<script>", "</script><b>x", "a$\\frac{$b", "x|y", "[a](b)", "*z*"]
+
+
+def test_no_text_of_a_run_is_markup_in_page_tables_and_figures(tmp_path):
+    """Also in the name of the sweep, which is the title."""
+    folder = tmp_path / "{{data}}"
+    for seed, text in enumerate(STRANGE):
+        finish(folder, 0.1, seed, loss=f"cross_entropy{text}".replace("/", "-"))
+    assert main([str(folder), "--group-by", "loss._target_"]) == 0
+    page = (folder / "report.html").read_text()
+    data = page.split('<script id="data" type="application/json">')[1].split("</script>")[0]
+    assert "<" not in data
+    assert {job["state"] for job in json.loads(data)["jobs"]} == {"finished"}
+    assert "<title>{{data}}</title>" in page
+    for block in (folder / "report.md").read_text().split("\n\n"):
+        if block.startswith("| "):  # each row has the cells of its header
+            assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    assert (folder / "accuracy_over_ber.pdf").stat().st_size > 1000

@@ -6,7 +6,7 @@ from result_folders import begin, finish, finish_with
 from bnnft import BERCurve
 from bnnft.evaluation.names import CurveNames
 from bnnft.runs.curves import CurveKind, curve_kinds, kind_of, left_out, percent
-from bnnft.runs.results import read_jobs
+from bnnft.runs.job import read_jobs
 
 LOSS = BERCurve((0, 0.1), [[2.0], [3.0]], 2.0, score="loss", higher_is_better=False, name="mine")
 

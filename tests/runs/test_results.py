@@ -1,12 +1,11 @@
 import json
 import math
 
-import pytest
 import torch
-from result_folders import begin, config, fail, finish, metrics, sweep
+from result_folders import config, finish, metrics
 
 from bnnft import BERCurve
-from bnnft.runs.results import begin_job, labels, last_checkpoint, read_job, read_jobs, read_result, write_result
+from bnnft.runs.results import read_result, write_result
 
 
 def curve():
@@ -22,71 +21,6 @@ def test_what_is_written_is_read(tmp_path):
     assert (result.curve.rates, result.curve.clean, result.curve.axis) == ((0.0, 0.1), 0.9, "rate")
     assert (result.config, result.seconds) == ({"seed": 3}, 7.5)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def test_a_result_is_found_again_for_its_config_alone(tmp_path):
-    finish(tmp_path, 0.1, 0)
-    (job,) = tmp_path.iterdir()
-    assert begin_job(job, config(0.1, 0)).metrics["test/acc"] == 0.8
-    assert begin_job(job, config(0.1, 1)) is None
-
-
-@pytest.mark.parametrize(("seed", "kept"), [(0, True), (1, False)])
-def test_a_checkpoint_is_kept_to_go_on_from_for_the_same_config_alone(tmp_path, seed, kept):
-    job, _ = begin(tmp_path, 0.1, 0)
-    last_checkpoint(job).parent.mkdir()
-    last_checkpoint(job).write_text("weights")
-    assert begin_job(job, config(0.1, seed)) is None
-    assert last_checkpoint(job).exists() == kept
-
-
-def test_where_a_sweep_and_the_data_lie_makes_no_other_config(tmp_path):
-    for place in ("here", "there"):
-        (tmp_path / place).mkdir()
-    settings = [
-        {"seed": 0, "data_dir": f"/data/{place}", "trainer": {"root": str(tmp_path / place)}, "dir": f"/data/{place}/x"}
-        for place in ("here", "there")
-    ]
-    write_result(tmp_path / "here", {}, None, settings[0])
-    (tmp_path / "here" / "metrics.json").rename(tmp_path / "there" / "metrics.json")
-    assert begin_job(tmp_path / "there", settings[1]) is not None
-
-
-def test_states_of_jobs(tmp_path):
-    finish(tmp_path, 0.1, 0)
-    begin(tmp_path, 0.1, 1)
-    fail(tmp_path, 0.1, 2)
-    jobs, faults = read_jobs([tmp_path])
-    assert [(job.state, job.error, job.sweep) for job in jobs] == [
-        ("finished", "", tmp_path.name),
-        ("unfinished", "", tmp_path.name),
-        ("failed", "ValueError: the reason", tmp_path.name),
-    ]
-    assert not faults
-
-
-def test_an_old_result_does_not_count_for_a_newer_config(tmp_path):
-    finish(tmp_path, 0.1, 0)
-    (job,) = tmp_path.iterdir()
-    begin_job(job, config(0.1, 5))
-    assert read_job(job).state == "unfinished"
-
-
-def test_a_file_that_was_cut_is_named_and_left_out(tmp_path):
-    sweep(tmp_path, rates=(0.1,))
-    broken = sorted(tmp_path.iterdir())[1] / "metrics.json"
-    broken.write_text(broken.read_text()[:100])
-    jobs, (fault,) = read_jobs([tmp_path])
-    assert len(jobs) == 2
-    assert str(broken) in fault
-    assert begin_job(broken.parent, config(0.1, 1)) is None  # it runs again
-
-
-def test_runs_are_named_by_what_differs(tmp_path):
-    jobs, _ = read_jobs([sweep(tmp_path, seeds=(0,), rates=(0.0, 0.1))])
-    assert labels(jobs) == ["ber.rate=0.0", "ber.rate=0.1"]
-    several, _ = read_jobs([sweep(tmp_path / name, seeds=(0, 1), rates=(0.1,)) for name in "ab"])
-    assert labels(several) == ["a: seed=0", "a: seed=1", "b: seed=0", "b: seed=1"]
 
 
 def test_the_file_holds_no_more_than_json(tmp_path):

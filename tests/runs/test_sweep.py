@@ -186,6 +186,12 @@ def test_a_search_finds_the_pareto_set_of_clean_and_faulty_accuracy(tmp_path):
     rates = {result["config"]["callbacks"]["accuracy_over_ber"]["error_model"]["rate"] for result in results}
     assert rates == {0.1}
     assert len({result["config"]["ber"]["rate"] for result in results}) == 2
+    # the same command goes on: it asks for the same trials, and finds those that are done
+    written = {path: path.read_bytes() for path in tmp_path.rglob("metrics.json")}
+    done = run(tmp_path, "-m", *QUICK, "hparams_search=clean_vs_faulty", "hydra.sweeper.n_trials=3", *few[1:])
+    assert done.stdout.count("finished before: ") == 2
+    assert len(list(tmp_path.rglob("metrics.json"))) == 3
+    assert all(path.read_bytes() == content for path, content in written.items())
 
 
 def test_the_sweep_of_wandb_runs_what_its_agent_would(tmp_path):
@@ -202,3 +208,20 @@ def test_the_sweep_of_wandb_runs_what_its_agent_would(tmp_path):
     (tracked,) = [read(path) for path in (tmp_path / "wandb").glob("offline-run-*")]
     assert tracked["config"]["ber"]["rate"] == values["ber.rate"]
     assert sweep["metric"]["name"] in tracked["summary"]
+
+
+def test_names_and_paths_in_overrides_stay_in_the_folder_of_sweeps(tmp_path):
+    """And a job without overrides has a folder of its own too."""
+    few = ["hydra.job.config.override_dirname.exclude_keys=[name,logger,callbacks,trainer.max_epochs,optimized_metric]"]
+    few += ["logger=none", "callbacks=latent_clamp", "trainer.max_epochs=1", "optimized_metric=test/acc"]
+    before = set(tmp_path.parent.iterdir())
+    done = run(tmp_path, "-m", *few, "name=../x", "+note=../../y,/tmp/z,null")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = run(tmp_path, "-m", *few, "name=plain")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(tmp_path.parent.iterdir()) == before
+    found = sorted(path.parent.relative_to(tmp_path).parts for path in tmp_path.rglob("metrics.json"))
+    (sweep,) = {parts[1] for parts in found} - {"plain"}
+    assert [parts[:2] for parts in found] == [("multirun", sweep)] * 3 + [("multirun", "plain")]
+    assert found[-1] == ("multirun", "plain", "defaults")
+    assert all(len(parts) == 3 for parts in found)

@@ -1,8 +1,12 @@
+import io
+import json
+
 import pytest
 from result_folders import begin, fail, finish, finish_with
+from rich.console import Console
 
 from bnnft import BERCurve
-from bnnft.runs.results import read_jobs
+from bnnft.runs.job import fail_job, read_jobs
 from bnnft.runs.tables import duration, job_table, layer_metrics, run_tables
 
 
@@ -33,7 +37,7 @@ def test_the_table_of_a_sweep_shows_every_job(tmp_path):
     finish(tmp_path, 0.1, 0)
     begin(tmp_path, 0.1, 1)
     fail(tmp_path, 0.1, 2)
-    columns = {column.header: list(column.cells) for column in job_table(read_jobs([tmp_path])[0]).columns}
+    columns = {column.header: [*map(str, column.cells)] for column in job_table(read_jobs([tmp_path])[0]).columns}
     assert columns["job"] == ["seed=0", "seed=1", "seed=2"]
     assert columns["state"] == ["finished", "unfinished", "failed"]
     assert columns["clean (%)"] == ["80.0", "", ""]
@@ -61,7 +65,7 @@ def test_a_sweep_whose_first_job_has_no_curve_is_shown_by_the_others(tmp_path):
     begin(tmp_path, 0.1, 0)
     finish_with(tmp_path, 0.1, 1, [], {"test/acc": 0.75})
     finish(tmp_path, 0.1, 2, axis="voltage")
-    columns = {column.header: list(column.cells) for column in job_table(read_jobs([tmp_path])[0]).columns}
+    columns = {column.header: [*map(str, column.cells)] for column in job_table(read_jobs([tmp_path])[0]).columns}
     assert columns["state"] == ["unfinished", "finished", "finished"]
     assert columns["clean (%)"] == ["", "75.0", "80.0"]
     assert columns["tolerable voltage (V)"] == ["", "", "0.89"]
@@ -73,3 +77,15 @@ def test_a_sweep_whose_first_job_has_no_curve_is_shown_by_the_others(tmp_path):
 )
 def test_times_are_shown_for_people(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("text", ["callbacks=[default,early_stopping]", "+note=[/x]", "+note=[red]a[/red]", "a\\[b"])
+def test_no_text_of_a_run_is_markup(tmp_path, text):
+    """Rich would take what is in brackets for a style, or fail."""
+    job, _ = begin(tmp_path, 0.1, 0)
+    (job / ".hydra" / "overrides.yaml").write_text(json.dumps([text]))
+    fail_job(job, ValueError(text))
+    begin(tmp_path, 0.1, 1)
+    console = Console(width=200, file=io.StringIO())
+    console.print(job_table(read_jobs([tmp_path])[0]))
+    assert console.file.getvalue().count(text) == 2
