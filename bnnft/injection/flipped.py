@@ -38,8 +38,8 @@ def flipped(
 ) -> Iterator[dict[str, Tensor]]:
     """Run a model with bit errors; on any exit it is exactly as before.
 
-    Bits of known layers, and of named weights, are flipped from entry on. Those of other layers are found in their
-    first forward inside, and flipped in it.
+    Bits of known layers, and of named weights, are flipped from entry on. Before its first forward inside, each module
+    that is called runs once more for a look, which leaves no trace and finds the bits of all other layers.
 
     Args:
         model: any module with binarized weights.
@@ -63,7 +63,8 @@ def flipped(
 
     Raises:
         TypeError, ValueError: an argument is out of range, or the model has no such weights.
-        RuntimeError: on exit, a layer that was used did not compute with the flips, or no binary weight was found.
+        RuntimeError: flips would not reach the bits that a layer computes with; on exit, a layer did not compute with
+            them.
 
     Example:
         >>> import torch
