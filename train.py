@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bnnft.callbacks import Objective
 from bnnft.classifier import Classifier
-from bnnft.loggers import finished, wandb_folder
+from bnnft.loggers import finished, quiet, wandb_folder
 from bnnft.runs.job import reason_of, running, whole_checkpoint
 from bnnft.runs.results import Result, write_result
 from bnnft.runs.stopping import stoppable
@@ -45,6 +45,8 @@ def main(config: DictConfig) -> float | tuple[float, ...]:
 def train(config: DictConfig, settings: Any, folder: Path, loggers: list[Any]) -> tuple[Result, dict[str, Any]]:
     """Fit, from where a cut run of the same config left off, and test; returns result and places of what is written."""
     start = time.perf_counter()
+    if not config.verbose:
+        quiet()
     torch.set_num_threads(config.threads or torch.get_num_threads())
     seed_everything(config.seed, workers=True, verbose=False)
     loggers += [instantiate(entry) for entry in (config.logger or {}).values() if entry]

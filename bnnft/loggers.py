@@ -1,6 +1,7 @@
 """Log what was measured on all processes together; what is more than a number, to every logger that can take it."""
 
 import csv
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,15 @@ def say_once(trainer: Trainer, key: str, text: str, say: Callable[[str], Any] = 
     said.add(key)
     say(text)
     return True
+
+
+def quiet() -> None:
+    """Let Lightning's log show warnings, and what this package says, alone."""
+
+    def is_worth_reading(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or Path(record.pathname).is_relative_to(Path(__file__).parent)
+
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_worth_reading)
 
 
 def announce(trainer: Trainer, error_model: ErrorModel) -> None:

@@ -140,7 +140,8 @@ def test_a_value_for_the_sweeper_is_returned(tmp_path):
     done = run(tmp_path, *QUICK, "logger=none", "optimized_metric=test/tolerable_ber")
     (output,) = (tmp_path / "outputs").glob("*/*")
     value = json.loads((output / "metrics.json").read_text())["metrics"]["test/tolerable_ber"]
-    assert f"Succeeded with return value: {value}" in done.stdout
+    assert f"Succeeded with return value: {value}" in (output / "train.log").read_text()
+    assert done.returncode == 0
 
 
 def test_both_curves_of_a_run_reach_results_and_report(tmp_path):

@@ -7,7 +7,8 @@ from bnnft.callbacks.compensation import Compensation
 from bnnft.callbacks.latent_clamp import LatentClamp
 from bnnft.callbacks.objective import Objective
 from bnnft.callbacks.predicted_accuracy_over_ber import PredictedAccuracyOverBER
+from bnnft.callbacks.progress_bar import ProgressBar
 from bnnft.callbacks.tolerance_metrics import ToleranceMetrics
 
 __all__ = ["AccuracyOverBER", "BitFlipTraining", "Checkpoint", "Compensation", "LatentClamp", "Objective"]
-__all__ += ["PredictedAccuracyOverBER", "ToleranceMetrics"]
+__all__ += ["PredictedAccuracyOverBER", "ProgressBar", "ToleranceMetrics"]

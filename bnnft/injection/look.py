@@ -24,27 +24,47 @@ def alone(model: nn.Module) -> Iterator[None]:
 
     Hooks before a forward stay, as some make the weights that it computes with; what others flip does not.
     """
-    modes: list[Any] = []
-    with unchanged(model):
-        for module in model.modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                module._forward_hooks.clear()  # put back with all else
-                vars(module).pop("flips", None)  # lent by others
-                for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Hook)]:
-                    del module._forward_pre_hooks[key]
-        try:
-            modes += _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-            for _ in modes:
-                _pop_mode()  # type: ignore[no-untyped-call]
-            for mode in modes:
-                if isinstance(mode, DeviceContext):
-                    _push_mode(mode)  # type: ignore[no-untyped-call]
-            yield
-        finally:
-            while _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
-                _pop_mode()  # type: ignore[no-untyped-call]
-            for mode in modes:
+    with unchanged(model), _without_hooks(model), _without_modes():
+        yield
+
+
+@contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    kept = []
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        before, after = module._forward_pre_hooks, module._forward_hooks
+        kept.append((module, dict(before), dict(after), vars(module).pop("flips", None)))
+        after.clear()
+        for key in [key for key, hook in before.items() if isinstance(hook, Hook)]:
+            del before[key]
+    try:
+        yield
+    finally:
+        for module, before, after, flips in kept:
+            for hooks, own in ((module._forward_pre_hooks, before), (module._forward_hooks, after)):
+                hooks.clear()
+                hooks.update(own)
+            if flips is not None:
+                module.flips = flips
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    modes: list[Any] = list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+    try:
+        for _ in modes:
+            _pop_mode()  # type: ignore[no-untyped-call]
+        for mode in modes:
+            if isinstance(mode, DeviceContext):
                 _push_mode(mode)  # type: ignore[no-untyped-call]
+        yield
+    finally:
+        while _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            _pop_mode()  # type: ignore[no-untyped-call]
+        for mode in modes:
+            _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
 def look(injection: Injection, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -20,10 +20,12 @@ class Remarks:
         self._said: set[Any] = set()
 
     def on_sites(self, sites: Sequence[Site], errors: ErrorModel) -> None:
-        """Say where the flips of new sites go, and how these are known."""
-        if sites:
-            bits = sum(site.weight.numel() for site in sites)
-            names = ", ".join(f"{site.name} ({'known' if site.known else 'found'}, {site.where})" for site in sites)
+        """Say where the flips of sites go, and how these are known."""
+        new = [site for site in sites if (site.name, site.where) not in self._said]
+        self._said.update((site.name, site.where) for site in new)
+        if new:
+            bits = sum(site.weight.numel() for site in new)
+            names = ", ".join(f"{site.name} ({'known' if site.known else 'found'}, {site.where})" for site in new)
             self._say(f"BitFlipTraining: {errors} on {bits:,} bits in {names}")
 
     def on_the_rest(self, finder: Finder) -> None:

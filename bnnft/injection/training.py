@@ -145,13 +145,12 @@ class BitFlips:
         if injection.target == "activations":
             return
         note(self.model, injection.sites, self.errors.at(self.batches - 1))
-        before = list(injection.sites)
         injection.conclude()
         known = {site.name for site in injection.sites}
         seen = bool(finder.uses or finder.floats)
         if any(name not in known for name in finder.uses) or (self._look and seen):
             self._learn()
-        self._remarks.on_sites([site for site in injection.sites if site not in before], self.errors.whole)
+        self._remarks.on_sites(injection.sites, self.errors.whole)
         self._remarks.on_the_rest(finder)
         if seen:
             self._look = False

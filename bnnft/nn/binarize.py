@@ -21,6 +21,11 @@ class Flips(NamedTuple):
     places: Tensor
     exact: bool = False
 
+    @property
+    def left_alone(self) -> bool:
+        """It is lent for as long as a context lasts, also inside of what puts a model's attributes back."""
+        return True
+
     def apply(self, values: Tensor) -> Tensor:
         """Return the values with the signs at the places changed; index lists change them in place."""
         if self.places.dtype == torch.bool:

@@ -20,6 +20,8 @@ class Hook:
         action: what it does in the module itself, given what torch hands to a hook.
     """
 
+    left_alone = True  # it comes and goes with a context, also inside of what puts a model's attributes back
+
     def __init__(self, action: Callable[..., None] | None = None) -> None:
         self._action = action
 

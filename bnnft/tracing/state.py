@@ -17,6 +17,8 @@ from bnnft.tracing.sharding import exchanges_parameters
 
 _MOST_ELEMENTS = 10_000  # of a container that are looked into; of larger ones, as data sets are, the elements stay
 _DEEPEST = 6  # containers within containers
+# of hooks, by their numbers
+_OF_HOOKS = {"_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"}
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size)
 _PLAIN += (FunctionType, BuiltinFunctionType, MethodType, ModuleType, type)  # type: ignore[assignment]
 
@@ -97,6 +99,8 @@ class _Kept:
             self._restores.append((name, _restore_dict(attributes)))
         deeper = 0 if isinstance(thing, nn.Module) else depth + 1
         for key, part in (attributes or {}).items():
+            if key in _OF_HOOKS:
+                continue
             hidden = key in ("_parameters", "_buffers", "_modules")
             self.look(part, name if hidden else f"{name}.{key}".strip("."), deeper)
         for key, part in _elements(thing):
@@ -168,17 +172,25 @@ def _restore_tensor(tensor: Tensor) -> _Restore | None:
     return restore
 
 
+def _is_left_alone(value: Any) -> bool:
+    """Return whether a value says that it is left as it is: hooks that come and go with contexts, say."""
+    first = value[0] if type(value) is tuple and value else value
+    return "left_alone" in vars(type(first))
+
+
 def _restore_dict(thing: dict[Any, Any]) -> _Restore:
-    before = list(thing.items())
+    before = [(key, value) for key, value in thing.items() if not _is_left_alone(value)]
 
     def restore() -> bool:
         keys = {key for key, _ in before}
-        for key in [key for key in thing if key not in keys]:
+        now = [key for key, value in thing.items() if not _is_left_alone(value)]
+        for key in [key for key in now if key not in keys]:
             del thing[key]
         for key, value in before:
             if key not in thing or thing[key] is not value:
                 thing[key] = value
-        if [id(key) for key in thing] != [id(key) for key, _ in before]:  # the order of what is used as a queue
+        kept = [id(key) for key, value in thing.items() if not _is_left_alone(value)]
+        if kept != [id(key) for key, _ in before]:  # the order of what is used as a queue
             for key, value in before:
                 del thing[key]
                 thing[key] = value

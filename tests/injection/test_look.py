@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from leftovers import assert_nothing_left
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import bnnft
 from bnnft.injection.training import BitFlips
+from bnnft.nn import BinaryLinear
+from bnnft.tracing.state import unchanged
 
 
 def signs(w):
@@ -129,3 +132,18 @@ def test_each_module_that_runs_for_itself_is_looked_at_before():
         first = model["decoder"](model["encoder"](x))
         assert list(flips) == ["encoder.w", "decoder.w"]
         assert torch.equal(first, model["decoder"](model["encoder"](x)))
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own layer", "found"])
+def test_flips_stay_where_the_first_forward_runs_in_what_puts_the_model_back(own):
+    """A loss that is measured, say: hooks and lent flips come and go with their context, not with it."""
+    torch.manual_seed(0)
+    layer = BinaryLinear(32, 32, bias=False) if own else Kernel(lambda x, w, scale: F.linear(x, signs(w)))
+    x, model = torch.randn(8, 32), nn.Sequential(layer)
+    with bnnft.flipped(model, 0.2):
+        with unchanged(model):
+            first = model(x)
+        second = model(x)
+    assert torch.equal(first, second)
+    assert not torch.equal(model(x), second)
+    assert_nothing_left(model)
