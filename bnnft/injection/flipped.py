@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnnft.ber import ErrorModel, Key, as_error_model, checked_choice
 from bnnft.injection.activation import Target
 from bnnft.injection.injection import Injection, draw_flips, draw_site
-from bnnft.injection.look import look
+from bnnft.injection.look import in_their_order, look
 from bnnft.injection.operand import Drawn
 from bnnft.injection.places import How
 from bnnft.injection.remarks import without_flips
@@ -122,14 +122,23 @@ class _Flipping:
         for sentence in without_flips(injection.finder):
             warnings.warn(f"flipped: {sentence}", stacklevel=4)
 
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Look at what an outermost module is about to compute with."""
-        if self._injection.finder.in_forward or module in self._looked:
+    def _before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        """Look at what an outermost module is about to compute with, unless a backward computes it once more."""
+        finder = self._injection.finder
+        if finder.in_forward or module in self._looked or torch._C._current_graph_task_id() != -1:
+            return
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # nobody can look inside of a transform
+            if not self._drawn:
+                raise RuntimeError(
+                    "flipped can't look at the model inside of a transform of torch.func: run the model once before, "
+                    "inside of flipped, or name its weights with weights=['layer.weight', ...]"
+                )
             return
         self._looked.add(module)
-        self._stack.close()
-        look(self._injection, module, args, kwargs)
-        self._flip()
+        with in_their_order():
+            self._stack.close()
+            look(self._injection, module, args, kwargs or {})
+            self._flip()
 
     def _flip(self) -> None:
         injection = self._injection

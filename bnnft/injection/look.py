@@ -1,5 +1,6 @@
 """Run a model once for a look at what it computes with, without a trace."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks_of_all
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
+from torch.utils._pytree import tree_map
 
 from bnnft.injection.finder import Finder
 from bnnft.injection.injection import Injection
@@ -31,6 +34,10 @@ def alone(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _without_hooks(model: nn.Module) -> Iterator[None]:
     kept = []
+    of_all = [hooks_of_all._global_forward_pre_hooks, hooks_of_all._global_forward_hooks]
+    kept_of_all = [dict(hooks) for hooks in of_all]
+    for hooks in of_all:
+        hooks.clear()
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
@@ -42,6 +49,8 @@ def _without_hooks(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for hooks, own in zip(of_all, kept_of_all, strict=True):
+            hooks.update(own)
         for module, before, after, flips in kept:
             for hooks, own in ((module._forward_pre_hooks, before), (module._forward_hooks, after)):
                 hooks.clear()
@@ -67,14 +76,40 @@ def _without_modes() -> Iterator[None]:
             _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
+@contextmanager
+def in_their_order() -> Iterator[None]:
+    """Let modes that are left and entered anew be below those that were entered since, which are left before them."""
+    before: list[Any] = list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+    yield
+    after: list[Any] = list(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+    new = [mode for mode in after if not any(mode is other for other in before)]
+    kept = [mode for mode in before if any(mode is other for other in after)]
+    for _ in after:
+        _pop_mode()  # type: ignore[no-untyped-call]
+    for mode in [*new, *kept]:
+        _push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+def _copied(leaf: Any) -> Any:
+    """Return a copy of an argument that a forward may write to, as far as it can be copied."""
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+    try:
+        return copy.deepcopy(leaf)
+    except Exception:  # a generator, say
+        return leaf
+
+
 def look(injection: Injection, module: nn.Module, args: Any, kwargs: Any) -> None:
-    """Run a part of an injection's model without flips, and learn what it computes with.
+    """Run a part of an injection's model without flips on copies of its arguments, and learn what it computes with.
+
+    What is outside of the model, as counters in a module of Python, sees one run more.
 
     Raises:
         RuntimeError: flips would not reach the bits that it computes with.
     """
     with alone(injection.model), injection.looking():
-        module(*args, **kwargs)
+        module(*tree_map(_copied, args), **tree_map(_copied, kwargs))
     injection.learn()
 
 

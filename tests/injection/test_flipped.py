@@ -278,7 +278,7 @@ def test_saves_and_copies_inside_are_clean_and_carry_no_flips(how):
         ({"error_model": 0.1, "how": "hook"}, ValueError, "how must be one of auto, operand, latent, got 'hook'"),
         ({"error_model": 0.1, "target": "neurons"}, ValueError, "target must be one of weights, activations, both"),
         ({"error_model": 0.1, "weights": ["9"]}, ValueError, "the pattern '9' matches no parameter"),
-        ({"error_model": 0.1, "weights": "2"}, TypeError, "weights must be a list of patterns, got the string '2'"),
+        ({"error_model": 0.1, "weights": "2"}, TypeError, "weights must be a list of patterns or a function, got '2'"),
     ],
 )
 def test_bad_arguments_raise_before_anything_is_flipped(arguments, error, message):

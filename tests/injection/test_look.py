@@ -6,6 +6,7 @@ from leftovers import assert_nothing_left
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 import bnnft
 from bnnft.injection.training import BitFlips
@@ -147,3 +148,80 @@ def test_flips_stay_where_the_first_forward_runs_in_what_puts_the_model_back(own
     assert torch.equal(first, second)
     assert not torch.equal(model(x), second)
     assert_nothing_left(model)
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "exact"])
+def test_what_checkpointing_computes_again_is_no_new_forward(gradient):
+    torch.manual_seed(0)
+
+    class Blocks(nn.Module):
+        def __init__(self, checkpointed):
+            super().__init__()
+            self.block, self.checkpointed = Kernel(lambda x, w, scale: F.linear(x, signs(w)) * scale.mT), checkpointed
+
+        def forward(self, x):
+            return checkpoint(self.block, x, use_reentrant=False) if self.checkpointed else self.block(x)
+
+    models, gradients = [Blocks(True), Blocks(False)], []
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        for x in torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1)):
+            with bnnft.flipped(model, 0.2, gradient=gradient):
+                for _ in range(2):
+                    model(x).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(*gradients, strict=True))
+
+
+def test_what_a_forward_does_to_its_arguments_it_does_once():
+    torch.manual_seed(0)
+
+    class Writing(Kernel):
+        def forward(self, x, kept, named):
+            x -= 0.5
+            kept.append(named.pop("last"))
+            return super().forward(x)
+
+    model = Writing(lambda x, w, scale: F.linear(x, signs(w)))
+    x, kept, named = torch.ones(2, 32), [], {"last": 1}
+    with bnnft.flipped(model, 0.2):
+        model(x, kept, named=named)
+    assert (float(x.min()), kept, named) == (0.5, [1], {})
+
+
+def test_modes_that_were_entered_since_are_left_first():
+    model, x = kernel(lambda x, w, scale: F.linear(x, signs(w)))
+    with bnnft.flipped(model, 0.2):
+        with torch.device("cpu"):
+            first = model(x)
+        assert torch.equal(model(x), first)
+    assert_nothing_left(model)
+
+
+def test_a_transform_before_any_forward_is_refused_by_name_and_runs_after_one():
+    model, x = kernel(lambda x, w, scale: F.linear(x, signs(w)))
+    gradient = torch.func.grad(lambda x: model(x).sum())
+    with (
+        pytest.raises(RuntimeError, match=r"flipped can't look .* run the model once before"),
+        bnnft.flipped(model, 0.2),
+    ):
+        gradient(x)
+    with bnnft.flipped(model, 0.2):
+        model(x)
+        after = gradient(x)
+    with bnnft.flipped(model, 0.2, weights=["w"]):
+        assert torch.equal(gradient(x), after)
+
+
+@pytest.mark.parametrize("values", [torch.eye(32), (torch.rand(32, 32) < 0.5).float()], ids=["identity", "mask"])
+def test_parameters_of_0_and_1_are_named_and_left_alone(values):
+    """Bits and masks can't be told apart; a name makes bits of them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Kernel(lambda x, w, scale: F.linear(x, signs(w))), nn.Linear(32, 32, bias=False))
+    model[1].weight.data.copy_(values)
+    with pytest.warns(UserWarning, match=r"no flips: 1 \(32, 32\)"), bnnft.flipped(model, 0.2) as flips:
+        model(torch.randn(4, 32))
+    assert list(flips) == ["0.w"]
+    with bnnft.flipped(model, 0.2, weights=["1.weight"]) as flips:
+        model(torch.randn(4, 32))
+    assert list(flips) == ["1.weight"]
