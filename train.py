@@ -58,7 +58,8 @@ def train(config: DictConfig, settings: Any, folder: Path, loggers: list[Any]) -
     network = instantiate(config.model, data.input_shape, data.num_classes)
     parts = {part: instantiate(config[part]) for part in ("loss", "optimizer", "scheduler")}
     module = Classifier(network, data.num_classes, **parts)
-    trainer = instantiate(config.trainer, logger=loggers or False, callbacks=callbacks)
+    summary = {"enable_model_summary": config.verbose}
+    trainer = instantiate(config.trainer, logger=loggers or False, callbacks=callbacks, **summary)
     trainer.fit(module, data, ckpt_path=whole_checkpoint(folder))
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     # of what is tested, which is not what training ended with

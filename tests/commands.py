@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["trainer.max_epochs=2", "model.widths=[64,32]", "callbacks.accuracy_over_ber.maps=2"]
+QUICK = ["verbose=true", "trainer.max_epochs=2", "model.widths=[64,32]", "callbacks.accuracy_over_ber.maps=2"]
 
 
 class Server:

@@ -59,6 +59,7 @@ def test_the_offline_run_holds_everything(single):
         "dataset": "digits",
         "ber": "independent",
         "loss": "cross_entropy",
+        "compensation": "none",
     }
     assert column(tracked, "val/margin_histogram/fc1._type") == ["histogram"] * 2
     counts, edges = (column(tracked, f"val/margin_histogram/fc1.{part}")[0] for part in ("values", "bins"))

@@ -14,6 +14,7 @@ from bnnft.compensation.compensator import Compensator
 from bnnft.compensation.correction import Statistics
 from bnnft.compensation.method import Method, as_method
 from bnnft.injection.sites import Weights, known_sites
+from bnnft.tracing.mode import Hook
 
 
 @contextmanager
@@ -69,7 +70,9 @@ def running(compensator: Compensator, error_model: ErrorModel, data: Iterable[An
     """Run the model of a compensator; what it can correct is found, and data run, in the first forward inside once."""
     with ExitStack() as inside, ExitStack() as hooks:
 
-        def begin(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        def begin(name: str, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+            if kwargs is None:  # it was taken away since torch has listed the hooks of this call
+                return
             hooks.close()  # before the forwards that this one starts
             compensator.look(lambda: module(*args, **kwargs))
             compensator.statistics = _statistics(compensator, error_model, data)
@@ -80,7 +83,8 @@ def running(compensator: Compensator, error_model: ErrorModel, data: Iterable[An
         else:
             for name, module in compensator.model.named_modules():
                 if not isinstance(module, torch.jit.ScriptModule):
-                    hook = module.register_forward_pre_hook(partial(begin, name), with_kwargs=True, prepend=True)
+                    own = Hook(partial(begin, name))
+                    hook = module.register_forward_pre_hook(own, with_kwargs=True, prepend=True)
                     hooks.callback(hook.remove)
         yield
 

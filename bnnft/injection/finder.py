@@ -152,8 +152,8 @@ class Finder(Provenance):
         self.followed |= origin.parameters
         if origin.marks:
             self._use_of_bits(operand, operation, first, origin)
-        elif operand.dim() < 2 and origin.parameters <= self.floats:
-            pass  # seen before
+        elif operand.dim() < 2 and not self._biases:
+            self.floats |= origin.parameters
         elif not self.in_forward and not operation.startswith(LINEAR_MAPS):
             pass  # an average that is kept of the weights, say
         elif differs_at_once(operand) or (found := two_values(operand)) is None:

@@ -71,10 +71,11 @@ class OperandFlips(Finder):
 
     def remade(self, result: Tensor, step: Step, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Exchange what was made of zeros, which were no bits yet."""
-        super().remade(result, step, elements, origin)
+        owners = {owner for mark in origin.marks for owner in mark.owners}
+        if self.proof is not None or not any(map(self._is_flipped, owners)):  # else sides are those of clean bits
+            super().remade(result, step, elements, origin)
         if self._exact is not None and result.requires_grad:
-            owners = {owner for mark in origin.marks for owner in mark.owners} & self._last.keys()
-            flips = {owner: self._last[owner] for owner in owners}
+            flips = {owner: self._last[owner] for owner in owners & self._last.keys()}
             result = self._exact.joined(result, step.given, flips)
         pending = self._zeros.behind(origin)
         found = two_values(result, one_is_enough=True) if pending else None

@@ -21,7 +21,7 @@ def identity(config: Mapping[str, Any], folder: Path) -> str:
         folder: of the run.
     """
     places = {str(folder.absolute()): "<folder>"}
-    settings = {name: value for name, value in config.items() if name != "data_dir"}
+    settings = {name: value for name, value in config.items() if name not in ("data_dir", "verbose")}
     if isinstance(data_dir := config.get("data_dir"), str):
         places[data_dir] = f"<data {_content(config.get('dataset'), data_dir)}>"
     return hashlib.sha256(json.dumps(_without(settings, places), sort_keys=True).encode()).hexdigest()

@@ -203,14 +203,20 @@ def test_flip_rate_of_each_stored_bit_is_the_stated_one(example, weight, positio
     assert agree((~ones[flips]).sum(), (~ones).sum(), example.rate_of_zeros)
 
 
+def bits_of_a_block(model):
+    """Return how many bits fail together: of four weights each has its own."""
+    if hasattr(model, "rows"):
+        return model.rows * model.columns
+    return 16 * model.word if hasattr(model, "word") else bits_of_a_block(model.model)
+
+
 @of_models([example for example in ALL if example.clustered])
 def test_mean_flip_rate_of_clusters_is_the_stated_one(example):
     """Means over the blocks of four weights, which are independent of each other.
 
     Within the empirical Bernstein bound (Maurer and Pontil 2009, theorem 4).
     """
-    memory, generator = getattr(example.model, "model", example.model), torch.Generator().manual_seed(1)
-    size = memory.rows * memory.columns
+    generator, size = torch.Generator().manual_seed(1), bits_of_a_block(example.model)
     shares = {True: [], False: []}
     for position in range(4):
         ones = torch.randn(max(256, 320_000 // size), size, generator=generator) + 0.5 > 0

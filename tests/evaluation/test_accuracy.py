@@ -358,7 +358,7 @@ def test_answers_that_are_no_number_count_as_wrong_and_are_said_once():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"score": 3}, TypeError, "score must be a torchmetrics Metric or a function of model and batch, got 3"),
+        ({"score": 3}, TypeError, "score must be one torchmetrics Metric .* or a function of model and batch, got 3"),
         ({"score": len, "correct": len}, ValueError, "correct= and score= exclude each other"),
         ({"predict": len}, ValueError, "predict= says what a torchmetrics metric is updated with"),
         ({"predict": len, "score": len}, ValueError, "predict= says what a torchmetrics metric is updated with"),

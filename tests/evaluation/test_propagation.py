@@ -9,6 +9,7 @@ from torch import nn
 from bnnft.evaluation.moments import Errors
 from bnnft.evaluation.propagation import Propagation
 from bnnft.injection.finder import Finder
+from bnnft.injection.sites import first_names
 from bnnft.nn import BinaryActivation, BinaryConv2d, BinaryLinear
 from bnnft.tracing.trace import Trace
 
@@ -18,7 +19,7 @@ def propagated(model, x, errors, hold=False):
     finder = Finder(model)
     with finder, torch.no_grad():
         model(x)
-    first = finder.first_names()
+    first = first_names(finder.model)
     sites = [site for site in finder.sites() if first[site.name] in finder.uses]
     trace = Trace(model)
     with torch.set_grad_enabled(hold), trace:

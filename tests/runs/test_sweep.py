@@ -188,7 +188,8 @@ def test_a_search_finds_the_pareto_set_of_clean_and_faulty_accuracy(tmp_path):
     assert len({result["config"]["ber"]["rate"] for result in results}) == 2
     # the same command goes on: it asks for the same trials, and finds those that are done
     written = {path: path.read_bytes() for path in tmp_path.rglob("metrics.json")}
-    done = run(tmp_path, "-m", *QUICK, "hparams_search=clean_vs_faulty", "hydra.sweeper.n_trials=3", *few[1:])
+    again = ["hparams_search=clean_vs_faulty", "hydra.sweeper.n_trials=3", *few[1:]]
+    done = run(tmp_path, "-m", *SMALL, ONE_EPOCH, *again)
     assert done.stdout.count("finished before: ") == 2
     assert len(list(tmp_path.rglob("metrics.json"))) == 3
     assert all(path.read_bytes() == content for path, content in written.items())
