@@ -14,7 +14,7 @@ from bnnft.runs import sharing
 from bnnft.runs.claim import claim, owner_of
 from bnnft.runs.sharing import free_folder, wait
 
-FAST = ["trainer.max_epochs=1", "model.widths=[32,16]", "callbacks=latent_clamp", "logger=none"]
+FAST = ["verbose=true", "trainer.max_epochs=1", "model.widths=[32,16]", "callbacks=latent_clamp", "logger=none"]
 FAST += ["optimized_metric=test/acc", "threads=1"]
 EIGHT = ["-m", *FAST, "name=eight", "ber.rate=0,0.2", "seed=0,1,2,3"]
 
