@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 
 # Several processes run tests side by side: each computes on one thread, and so do the commands that it starts.
@@ -13,6 +14,9 @@ from torch import nn
 hypothesis.settings.register_profile("bnnft", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("bnnft")
 torch.set_num_threads(1)
+
+# a shell lets what it starts in the background ignore it, and some tests are of interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests and the commands that they start are no jobs of Slurm, also where it is installed or runs the tests: Lightning
 # would remark that `srun` was not used, or refuse to start other processes than those of the job.

@@ -160,7 +160,8 @@ class Finder(Provenance):
             self.floats |= origin.parameters
         elif (owner := self.origins.owner(operand) or self._stored(origin)) is not None:
             if not found.symmetric and not self.is_selective and owner not in self.stored:
-                self.not_float(operand)  # 0 and 1, as of an identity or a mask
+                if operand.dim() > 1:
+                    self.not_float(operand)  # 0 and 1, as of an identity or a mask
                 return operand
             self._add(owner, operand, operation, first, found, stored=True)
             if self.proof is not None:
