@@ -1,5 +1,6 @@
 """What is known of tensors that hold bits: how they are made, and how they are used."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,11 @@ class Mark(NamedTuple):
     operation: str
     shape: tuple[int, ...]
     owners: tuple[str, ...]
+
+
+def owners_of(marks: Iterable[Mark]) -> set[str]:
+    """Return the parameters behind some marks."""
+    return {owner for mark in marks for owner in mark.owners}
 
 
 class Bits(NamedTuple):

@@ -19,6 +19,7 @@ from bnnft.injection.bits import (
     form_of,
     has_rank_one,
     is_masked,
+    owners_of,
 )
 from bnnft.injection.proof import Proof
 from bnnft.injection.sites import Site, Weights, first_names, known_sites
@@ -126,7 +127,7 @@ class Finder(Provenance):
     def remade(self, result: Tensor, step: Step, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Return what is to be used in place of a tensor that was made of bits, and a mark if it is to have its own."""
         watched = [self.bits[mark] for mark in origin.marks if mark in self.bits and self.bits[mark].sides is not None]
-        owners = {owner for mark in origin.marks for owner in mark.owners} & origin.floats
+        owners = owners_of(origin.marks) & origin.floats
         found = two_values(result) if watched and owners and not any(map(two_values, self._marked(step))) else None
         if found is not None and not any(self._shows(result, found, bits) for bits in watched):
             self.several |= owners
@@ -209,8 +210,7 @@ class Finder(Provenance):
     def _scaled(self, operand: Tensor, marks: list[Mark], origin: Origin) -> TwoValues | None:
         """Return the values of bits with scales of any shape, unless floats of the same parameter may be in them."""
         found = by_signs(operand)
-        owners = {owner for mark in marks for owner in mark.owners}
-        alone = owners.isdisjoint(origin.floats) or has_rank_one(found.half) or is_masked(found.half)
+        alone = owners_of(marks).isdisjoint(origin.floats) or has_rank_one(found.half) or is_masked(found.half)
         return found if alone and self._have_signs(operand, marks) else None
 
     def _have_signs(self, operand: Tensor, marks: list[Mark]) -> bool:

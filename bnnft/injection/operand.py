@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnnft.injection.bits import Bits, Mark
+from bnnft.injection.bits import Bits, Mark, owners_of
 from bnnft.injection.exact_gradient import ExactGradient
 from bnnft.injection.exchange import exchanged, exchanged_made
 from bnnft.injection.finder import Finder
@@ -71,7 +71,7 @@ class OperandFlips(Finder):
 
     def remade(self, result: Tensor, step: Step, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Exchange what was made of zeros, which were no bits yet."""
-        owners = {owner for mark in origin.marks for owner in mark.owners}
+        owners = owners_of(origin.marks)
         if self.proof is not None or not any(map(self._is_flipped, owners)):  # else sides are those of clean bits
             super().remade(result, step, elements, origin)
         if self._exact is not None and result.requires_grad:
@@ -121,7 +121,7 @@ class OperandFlips(Finder):
                 self.flips = {**self.flips, owner: flips}
                 self.stored |= {owner} if self.uses[owner].stored else set()
                 self._found_in[owner] = self.forwards
-        marked = {owner for mark in origin.marks for owner in mark.owners}
+        marked = owners_of(origin.marks)
         owners = marked | (origin.parameters & self.stored)
         if late := [owner for owner in owners if owner in self.flips and not self._is_flipped(owner)]:
             operand = self._flipped_late(operand, late)

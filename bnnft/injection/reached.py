@@ -20,6 +20,8 @@ def check_reached(finder: Finder, sites: Sequence[Site], how: How) -> None:
     Raises:
         RuntimeError: with the reason, for each site.
     """
+    if not finder.several and all(site.name in finder.uses for site in sites):  # as in most batches
+        return
     first = first_names(finder.model)
     wrong = {site.name: fault for site in sites if (fault := _fault(finder, site, first.get(site.name, ""), how))}
     if wrong:

@@ -18,6 +18,8 @@ def compiled_modules(model: nn.Module) -> set[str]:
         >>> sorted(compiled_modules(model))
         ['1', '1._orig_mod']
     """
+    if "torch._dynamo" not in sys.modules:
+        return set()  # nothing is compiled
     found = [name for name, module in model.named_modules() if _is_compiled(module)]
     values = [value for module in model.modules() for value in vars(module).values()]
     attributes = [value for value in values if isinstance(value, nn.Module) and hasattr(value, "_orig_mod")]

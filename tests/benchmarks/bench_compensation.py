@@ -30,6 +30,15 @@ METHODS = {
 }
 
 
+def first_batches(folder, samples):
+    """Return the first test images of Fashion-MNIST in batches."""
+    data = FashionMNIST(data_dir=folder)
+    data.prepare_data()
+    data.setup("test")
+    x, y = map(torch.cat, zip(*data.test_dataloader(), strict=True))
+    return list(zip(x[:samples].split(500), y[:samples].split(500), strict=True))
+
+
 def network(kind, path):
     saved = torch.load(path, weights_only=False)["state_dict"]
     weights = {name.removeprefix("model."): value for name, value in saved.items() if name.startswith("model.")}
@@ -55,11 +64,7 @@ def main():
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    data = FashionMNIST(data_dir=given.data)
-    data.prepare_data()
-    data.setup("test")
-    x, y = map(torch.cat, zip(*data.test_dataloader(), strict=True))
-    batches = list(zip(x[: given.samples].split(500), y[: given.samples].split(500), strict=True))
+    batches = first_batches(given.data, given.samples)
     errors = ERRORS if given.errors is None else [tuple(map(float, pair.split(","))) for pair in given.errors]
     for path in given.checkpoints:
         model, start = network(given.model, path), time.perf_counter()

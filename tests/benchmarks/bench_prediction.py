@@ -9,12 +9,11 @@ import time
 import warnings
 
 import torch
-from bench_compensation import network
+from bench_compensation import first_batches, network
 
 from bnnft import accuracy_over_ber, predict_accuracy_over_ber
 from bnnft.ber import Asymmetric, Independent
 from bnnft.compensation import Method
-from bnnft.dataset import FashionMNIST
 
 CURVES = [
     (Independent(0.1), "rate", [0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]),
@@ -34,11 +33,7 @@ def main():
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    data = FashionMNIST(data_dir=given.data)
-    data.prepare_data()
-    data.setup("test")
-    x, y = map(torch.cat, zip(*data.test_dataloader(), strict=True))
-    batches = list(zip(x[: given.samples].split(500), y[: given.samples].split(500), strict=True))
+    batches = first_batches(given.data, given.samples)
     model = network("fc", given.checkpoint)
     method = None if given.compensation is None else Method(given.compensation, gathered_at=given.gathered_at)
     errors, seconds = [], {"predicted": 0.0, "measured": 0.0}

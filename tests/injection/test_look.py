@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernels import Kernel, kernel, signs
 from leftovers import assert_nothing_left
 from torch import nn
 from torch.nn import functional as F
@@ -12,28 +13,6 @@ import bnnft
 from bnnft.injection.training import BitFlips
 from bnnft.nn import BinaryLinear
 from bnnft.tracing.state import unchanged
-
-
-def signs(w):
-    """Return the bits of a latent weight, with the gradient of the identity."""
-    return w + (torch.where(w >= 0, 1.0, -1.0) - w).detach()
-
-
-class Kernel(nn.Module):
-    """A layer ``function(x, w, scale)``."""
-
-    def __init__(self, function, width=32):
-        super().__init__()
-        self.w, self.scale = nn.Parameter(torch.randn(width, width)), nn.Parameter(torch.ones(width, 1))
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x, self.w, self.scale)
-
-
-def kernel(function):
-    torch.manual_seed(0)
-    return Kernel(function), torch.randn(8, 32)
 
 
 def test_the_clean_score_does_not_depend_on_the_number_of_batches():

@@ -2,33 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
+from kernels import Kernel, kernel, signs
 from torch.nn import functional as F
 
 import bnnft
-
-
-def signs(w):
-    """Return the bits of a latent weight, with the gradient of the identity."""
-    return w + (torch.where(w >= 0, 1.0, -1.0) - w).detach()
-
-
-class Kernel(nn.Module):
-    """A layer ``function(x, w, scale)``."""
-
-    def __init__(self, function, width=32):
-        super().__init__()
-        self.w, self.scale = nn.Parameter(torch.randn(width, width)), nn.Parameter(torch.ones(width, 1))
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x, self.w, self.scale)
-
-
-def kernel(function):
-    torch.manual_seed(0)
-    return Kernel(function), torch.randn(8, 32)
-
 
 UNREACHED = {
     "in a mask": lambda x, w, scale: x.sum(1, keepdim=True) - 2 * (x[:, None] * (w < 0)).sum(-1),

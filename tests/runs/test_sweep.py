@@ -216,7 +216,7 @@ def test_names_and_paths_in_overrides_stay_in_the_folder_of_sweeps(tmp_path):
     few = ["hydra.job.config.override_dirname.exclude_keys=[name,logger,callbacks,trainer.max_epochs,optimized_metric]"]
     few += ["logger=none", "callbacks=latent_clamp", "trainer.max_epochs=1", "optimized_metric=test/acc"]
     before = set(tmp_path.parent.iterdir())
-    done = run(tmp_path, "-m", *few, "name=../x", "+note=../../y,/tmp/z,null")
+    done = run(tmp_path, "-m", *few, "name=../x", "+note=../../y,/z,null")
     assert done.returncode == 0, done.stderr[-3000:]
     done = run(tmp_path, "-m", *few, "name=plain")
     assert done.returncode == 0, done.stderr[-3000:]
