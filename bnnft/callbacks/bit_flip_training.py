@@ -81,7 +81,7 @@ class BitFlipTraining(Callback):
         ScheduledErrors(self.error_model, schedule, seed)  # raises if the error model has no rate to move
         self.gradient = gradient
         flipping = vars(Flipping(seed, weights, target, activations, how))  # raises for what is out of range
-        own = {"biases": biases, "schedule": schedule}
+        own = {"biases": biases, "schedule": schedule, "gradient": gradient.replace("average", "straight_through")}
         self._options: dict[str, Any] = own | {n: each for n, each in flipping.items() if n != "compensation"}
         self.training: BitFlips | None = None
         self._batch: Batch | None = None
@@ -93,8 +93,8 @@ class BitFlipTraining(Callback):
     @property
     def state_key(self) -> str:
         """Identify this callback in a checkpoint, also beside another one of its kind."""
-        parts = {name: self._options[name] for name in ("seed", "weights", "target")}
-        parts["weights"] = getattr(parts["weights"], "__qualname__", parts["weights"])  # the same in every process
+        options = ((name, self._options[name]) for name in ("seed", "weights", "target"))
+        parts = {name: getattr(each, "__qualname__", each) for name, each in options}  # the same in every process
         return self._generate_state_key(error_model=repr(self.error_model), **parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,9 +120,7 @@ class BitFlipTraining(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the weights of known layers, and the activations."""
         _check_trainer(trainer, pl_module, self.gradient)
-        gradient = "straight_through" if self.gradient == "average" else self.gradient
-        options = self._options | {"gradient": gradient, "say": rank_zero_info, "warn": rank_zero_warn}
-        self.training = BitFlips(pl_module, self.error_model, **options)
+        self.training = BitFlips(pl_module, self.error_model, **self._options, say=rank_zero_info, warn=rank_zero_warn)
         if self._state:
             self.training.load_state_dict(self._state)
 
@@ -134,12 +132,11 @@ class BitFlipTraining(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Flip the bits of this batch."""
         self._cancel()
-        training = self.training
-        assert training is not None
-        self._batch = Batch(training)
+        assert self.training is not None
+        self._batch = Batch(self.training)
         self._batch.begin()
-        if training.errors.schedule is not None:
-            pl_module.log("train/ber_factor", training.errors.factor(training.batches))
+        if (errors := self.training.errors).schedule is not None:
+            pl_module.log("train/ber_factor", errors.factor(self._batch.number))
         self._second = (batch, batch_idx) if self.gradient == "average" and self._batch.has_flips else None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -166,17 +163,14 @@ class BitFlipTraining(Callback):
             self._batch = self._second = None
             _learn_loss(trainer, self.training, outputs)
 
-    def teardown(self, *args: Any, **kwargs: Any) -> None:
+    def _cancel(self, *args: Any, **kwargs: Any) -> None:
         """Restore."""
-        self._cancel()
-
-    on_exception = teardown
-    on_train_epoch_end = teardown  # a batch may be skipped after its start
-
-    def _cancel(self) -> None:
         if self._batch is not None:
             self._batch.cancel()
         self._batch, self._second, self._in_second = None, None, False
+
+    on_exception = teardown = _cancel
+    on_train_epoch_end = _cancel  # a batch may be skipped after its start
 
 
 def _check_trainer(trainer: Trainer, pl_module: LightningModule, gradient: Gradient) -> None:

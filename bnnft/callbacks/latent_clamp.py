@@ -56,7 +56,7 @@ class LatentClamp(Callback):
         finder = self._finder
         self._close()
         if finder is not None:
-            self._sites = [site for site in finder.sites() if site.where != "stored"]
+            self._sites = [site for site in finder.findings.sites() if site.where != "stored"]
         for site in self._sites:
             site.weight.clamp_(-self.bound, self.bound)
 

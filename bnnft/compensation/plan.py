@@ -89,7 +89,7 @@ class Planner:
         if trace.error is not None:
             raise RuntimeError(f"the forward could not be traced: {trace.error}") from trace.error
         first = first_names(self._model)
-        used = [site for site in self._finder.sites() if first[site.name] in self._finder.uses]
+        used = [site for site in self._finder.findings.sites() if first[site.name] in self._finder.findings.uses]
         layers, left_out, unfixed = list[Layer](), dict[str, str](), dict[str, str]()
         blocks = find_blocks(trace, [site.layer for site in used])
         for site in used:

@@ -131,7 +131,7 @@ class FaultMaps:
         else:
             with unchanged(self.model, parameters=False), self.injection.looking():
                 result = forward()
-        if not self.runs or len(finder.uses) > self._seen:
+        if not self.runs or len(finder.findings.uses) > self._seen:
             self._draw()
         return result
 
@@ -161,7 +161,7 @@ class FaultMaps:
         injection, seed = self.injection, self.flipping.seed
         if self.flipping.target != "activations":
             injection.learn()
-            self._seen = len(injection.finder.uses)
+            self._seen = len(injection.finder.findings.uses)
             if not injection.sites:
                 raise no_sites(self.model)
         for error_model in self.models:

@@ -223,7 +223,7 @@ class Predictor:
         with unchanged(self._model), torch.no_grad(), finder:
             forward()
         first = first_names(self._model)
-        sites = [site for site in finder.sites() if first[site.name] in finder.uses]
+        sites = [site for site in finder.findings.sites() if first[site.name] in finder.findings.uses]
         coarse = {site.layer: site.fan_in for site in sites if 0 < site.fan_in < _FEW_INPUTS}
         if coarse:
             shown = ", ".join(f"{layer} ({fan_in})" for layer, fan_in in coarse.items())

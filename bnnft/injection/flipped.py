@@ -162,5 +162,6 @@ class _Flipping:
 
     def _found(self, name: str) -> Drawn | None:
         """Return the flips of a site that nobody has seen before, in the forward that uses it."""
-        site = next((site for site in self._injection.finder.sites() if site.name == name), None)  # or not selected
+        sites = self._injection.finder.findings.sites()
+        site = next((site for site in sites if site.name == name), None)  # or not selected
         return None if site is None else self._noted(name, draw_site(site, self._error_model, self._key))

@@ -1,10 +1,9 @@
 """The stored bits of a model: where they are, where each is flipped, and what of that is proven."""
 
-from collections.abc import Container, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from bnnft.injection.activation import ActivationFlips, Target, checked_target, 
 from bnnft.injection.latent import LatentFlips
 from bnnft.injection.layer import LayerFlips
 from bnnft.injection.operand import Drawn, OperandFlips
+from bnnft.injection.overlaps import entered, overlaps
 from bnnft.injection.places import How, moved, no_latent, placed
 from bnnft.injection.proof import Proof
 from bnnft.injection.reached import check_reached
@@ -102,7 +102,7 @@ class Injection:
             RuntimeError: flips of latents are asked for, and the signs of one are not its bits.
         """
         before = {site.name: site for site in self.sites}
-        found = [site for site in self.placed(self.finder.sites()) if site.name not in left_out]
+        found = [site for site in self.placed(self.finder.findings.sites()) if site.name not in left_out]
         for number, site in enumerate(found):
             known = before.get(site.name)
             if known is not None and known.where in ("made", "stored") and site.where == "layer":
@@ -110,7 +110,7 @@ class Injection:
             elif self.how == "latent" and site.like_latent is False:
                 raise no_latent(f"{site.name}: its operand has other signs, or it is used as a float too")
         check_reached(self.finder, [site for site in found if site.name not in left_out], self.how)
-        self.finder.settle()
+        self.finder.bits.settle()
         self.sites = found
 
     @contextmanager
@@ -136,7 +136,7 @@ class Injection:
             RuntimeError: a layer did not compute with the drawn flips, and there is nowhere else to flip its bits; the
                 bits of a site are not what its layer computes with.
         """
-        self.finder.settle()
+        self.finder.bits.settle()
         check_reached(self.finder, self.sites, self.how)
         if self.finder.proof is None:
             return False
@@ -165,11 +165,7 @@ class Injection:
 
     @contextmanager
     def under(
-        self,
-        flips: Mapping[str, Drawn],
-        error_model: ErrorModel,
-        key: Key,
-        watch: bool = False,
+        self, flips: Mapping[str, Drawn], error_model: ErrorModel, key: Key, watch: bool = False
     ) -> Iterator[None]:
         """Run the model with flips.
 
@@ -180,9 +176,9 @@ class Injection:
             watch: look for what is not known yet, and for what is not proven; then :meth:`conclude`.
         """
         here = {site.name: flips[site.name] for site in self.sites if not is_none(flips[site.name])}
-        made = [site for site in self.sites if site.where in ("made", "stored") and site.name in here]
-        latent = [site for site in self.sites if site.where == "latent" and site.name in here]
-        layer = [site for site in self.sites if site.where == "layer" and site.name in here]
+        flipped = [site for site in self.sites if site.name in here]
+        layer, latent = ([site for site in flipped if site.where == where] for where in ("layer", "latent"))
+        made = [site for site in flipped if site.where in ("made", "stored")]
         drawn = {name: each for name, each in here.items() if isinstance(each, Tensor)}
         lent = LayerFlips(self.model, layer, drawn, self._exact, bool(compiled_modules(self.model)))
         contexts: list[Any] = [
@@ -190,44 +186,14 @@ class Injection:
             lent,
             LatentFlips(self.model, latent, drawn, exact=self._exact, check=watch),
         ]
-        if made or watch:
+        if watch or made:
             first = first_names(self.model)
             self.finder.flips = {first[site.name]: here[site.name] for site in made}
             self.finder.stored = frozenset(first[site.name] for site in made if site.where == "stored")
-            self.finder.proof = self.proof if self.is_due(flips) and not _overlaps(self) else None
-            if self.finder.proof is not None:
-                self.proof.expect(self.sites, flips, first)
             self.finder.elsewhere = frozenset(first[site.name] for site in self.sites) - set(self.finder.flips)
             self.finder.constants = lent.places
+            self.finder.proof = self.proof if self.is_due(flips) and not overlaps(self.finder) else None
+            if self.finder.proof is not None:
+                self.proof.expect(self.sites, flips, first)
             contexts.append(self.finder)
-        try:
-            _OPEN.setdefault(self.model, []).append(self)
-            try:
-                for context in contexts:
-                    context.__enter__()
-                yield
-            finally:
-                _leave(self, contexts)
-        except BaseException:
-            _leave(self, contexts)  # again: an interrupt may have come in between
-            raise
-
-
-# whose flips a model runs with now
-_OPEN: MutableMapping[nn.Module, list[Injection]] = WeakKeyDictionary()
-
-
-def _leave(injection: Injection, contexts: Sequence[Any]) -> None:
-    """Leave contexts, entered or not; each leaves nothing behind when it is asked again."""
-    _OPEN[injection.model] = [other for other in _OPEN.get(injection.model, []) if other is not injection]
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.push(context)
-
-
-def _overlaps(injection: Injection) -> bool:
-    """Return whether others flip bits of the model now; what they flip is no fault of theirs or ours."""
-    others = _OPEN.get(injection.model, [])
-    for other in others:
-        other.finder.proof = None
-    return bool(others)
+        yield from entered(self.finder, contexts)

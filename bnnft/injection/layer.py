@@ -6,7 +6,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bnnft.injection.sites import Site, flips_by_itself
+from bnnft.injection.known import flips_by_itself
+from bnnft.injection.sites import Site
 from bnnft.nn.binarize import Flips
 from bnnft.nn.layers import StoredBits
 

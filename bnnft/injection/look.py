@@ -141,4 +141,4 @@ def find_binarized_weights(
         model(*inputs)
     for sentence in without_flips(finder):
         warnings.warn(f"find_binarized_weights: {sentence}", stacklevel=2)
-    return {site.name: site.weight for site in finder.sites()}
+    return {site.name: site.weight for site in finder.findings.sites()}

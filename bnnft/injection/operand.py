@@ -114,12 +114,12 @@ class OperandFlips(Finder):
 
     def used(self, operand: Tensor, operation: str, first: bool, origin: Origin) -> Tensor:
         """Look at what the batch is combined with; flip what was not known before, and change the gradient's signs."""
-        known = set(self.uses)
+        uses, known = self.findings.uses, set(self.findings.uses)
         super().used(operand, operation, first, origin)
-        for owner in set(self.uses) - known - set(self.flips) - self.elsewhere:
+        for owner in set(uses) - known - set(self.flips) - self.elsewhere:
             if self.draw is not None and (flips := self.draw(owner)) is not None:
                 self.flips = {**self.flips, owner: flips}
-                self.stored |= {owner} if self.uses[owner].stored else set()
+                self.stored |= {owner} if uses[owner].stored else set()
                 self._found_in[owner] = self.forwards
         marked = owners_of(origin.marks)
         owners = marked | (origin.parameters & self.stored)
@@ -158,22 +158,11 @@ class OperandFlips(Finder):
         flips = self.flips[owner]
         if not isinstance(flips, Tensor):
             bits = values.detach() - found.middle
-            if owner in self.uses and self.uses[owner].zero < 0:
+            if owner in self.findings.uses and self.findings.uses[owner].zero < 0:
                 bits = bits.where(bits != 0, -1)  # which it is to become
-            flips = flips(self._whole(owner, bits, elements))
+            flips = flips(self.origins.whole(owner, bits, elements))
         self._last[owner] = flips
         return elements.positions(self.origins, owner, flips, values.numel())
-
-    def _whole(self, owner: str, bits: Tensor, elements: Elements) -> Tensor:
-        """Return the bits of a parameter, by their signs, in its own order; 1 where a tensor does not hold them."""
-        parameter = self.origins.parameters[owner]
-        if elements == Elements(owner) and bits.numel() == parameter.numel():
-            return bits.reshape(parameter.shape)
-        size = sum(each.numel() for each in self.origins.parameters.values())
-        whole = bits.new_ones(size + 1)  # the last of constants
-        whole[elements.places(self.origins, bits.shape, bits.device).reshape(-1)] = bits.reshape(-1)
-        first = int(Elements(owner).places(self.origins, torch.Size([1]), bits.device))
-        return whole[first : first + parameter.numel()].view(parameter.shape)
 
     def left(self) -> None:
         """Forget all tensors."""

@@ -20,7 +20,7 @@ def check_reached(finder: Finder, sites: Sequence[Site], how: How) -> None:
     Raises:
         RuntimeError: with the reason, for each site.
     """
-    if not finder.several and all(site.name in finder.uses for site in sites):  # as in most batches
+    if not finder.findings.several and all(site.name in finder.findings.uses for site in sites):  # as in most batches
         return
     first = first_names(finder.model)
     wrong = {site.name: fault for site in sites if (fault := _fault(finder, site, first.get(site.name, ""), how))}
@@ -32,11 +32,11 @@ def check_reached(finder: Finder, sites: Sequence[Site], how: How) -> None:
 def _fault(finder: Finder, site: Site, name: str, how: How) -> str:
     """Return what is wrong with the use of a site, nothing if that is right or not known."""
     module = site.name.rpartition(".")[0]
-    if name in finder.several:
+    if name in finder.findings.several:
         return "holds more than one bit for each element"
-    if name in finder.uses or name not in finder.origins.parameters:
+    if name in finder.findings.uses or name not in finder.origins.parameters:
         return ""
-    if name in finder.floats:
+    if name in finder.findings.floats:
         return "is used as floats" + (" and its latent has no bits" if how == "latent" else "")
     if how == "latent":
         return ""
@@ -44,8 +44,8 @@ def _fault(finder: Finder, site: Site, name: str, how: How) -> str:
         return "is in a scripted module, into which nobody can look (how='latent' flips latents there, unproven)"
     if module not in finder.ran:
         return ""
-    if any(place == module for place, _ in finder.strangers):
+    if any(place == module for place, _ in finder.findings.strangers):
         return "is not what its layer computes with, which are bits that it keeps, a mask, or integers"
-    if name in finder.reads:
+    if name in finder.findings.reads:
         return "is used in a way that can't be followed (how='latent' flips latents, unproven)"
     return ""

@@ -30,7 +30,7 @@ class Remarks:
 
     def on_the_rest(self, finder: Finder) -> None:
         """Say what is binary, or may be, and has no flips."""
-        biases = [name for name in finder.biases_left() if name not in self._said]
+        biases = [name for name in finder.findings.biases_left() if name not in self._said]
         if biases:
             self._said.update(biases)
             self._say(f"BitFlipTraining leaves binary biases alone: {', '.join(biases)}; biases=True flips them")
@@ -45,11 +45,11 @@ def without_flips(finder: Finder, said: set[Any] | None = None) -> list[str]:
         finder: that has watched.
         said: what was said before, and is not said again; it grows.
     """
-    if finder.is_selective:  # others were left out by name
+    if finder.findings.is_selective:  # others were left out by name
         return []
     said = set() if said is None else said
-    strangers = [stranger for stranger in finder.strangers if stranger not in said]
-    unseen = finder.reads - finder.followed
+    strangers = [stranger for stranger in finder.findings.strangers if stranger not in said]
+    unseen = finder.findings.reads - finder.findings.followed
     unseen = {name for name in unseen - said if finder.origins.parameters[name].dim() > 1}
     said.update(strangers, unseen)
     sentences = []

@@ -1,20 +1,16 @@
 """Which parameters of a model hold stored bits: by what is known of a layer, by names, and by what it computes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from bnnft.ber.per_layer import matches
-from bnnft.nn import BinaryConv2d, BinaryLinear
+from bnnft.injection.known import Where, known_weights
 
 # What selects weights: patterns of names, or a function of name and parameter.
 Weights = Sequence[str] | Callable[[str, nn.Parameter], bool]
-
-# Where the bits of a site are flipped: by the layer that makes them, in the tensor that is made of the parameter, where
-# a parameter that holds the bits itself is read, or in the latent weight.
-Where = Literal["layer", "made", "stored", "latent"]
 
 
 class Site(NamedTuple):
@@ -47,58 +43,6 @@ class Site(NamedTuple):
     like_latent: bool | None = None
 
 
-# What a rule returns: attributes of a module that hold binarized latent weights, and what its layer makes of zeros.
-_Latents = Mapping[str, int | None]
-
-
-def flips_by_itself(module: nn.Module) -> bool:
-    """Return whether a module is a layer of ours that flips the bits that it makes."""
-    own = (BinaryLinear, BinaryConv2d)
-    return isinstance(module, own) and type(module).forward in [kind.forward for kind in own]
-
-
-def _own_layers(module: nn.Module) -> _Latents:
-    return {"weight": None} if isinstance(module, BinaryLinear | BinaryConv2d) else {}
-
-
-def _brevitas(module: nn.Module) -> _Latents:
-    proxy = getattr(module, "weight_quant", None)
-    quantizer = getattr(proxy, "tensor_quant", None)
-    name = getattr(quantizer, "original_name", type(quantizer).__name__)  # the first where it is compiled
-    ours = type(proxy).__module__.startswith("brevitas.") and name in ("BinaryQuant", "ClampedBinaryQuant")
-    return {"weight": 1} if ours else {}
-
-
-def _bitorch(module: nn.Module) -> _Latents:
-    # of linear layers, and of convolutions
-    quantizer: Any = getattr(module, "weight_quantization", getattr(module, "_weight_quantize", None))
-    if not type(quantizer).__module__.startswith("bitorch.") or quantizer.bit_width != 1:
-        return {}
-    zeros = {"Sign": 1, "ApproxSign": 1, "SwishSign": 1, "SteHeaviside": -1, "WeightDoReFa": -1}
-    name = type(quantizer).__name__
-    return {"weight": zeros[name]} if name in zeros else {}  # others are binary in eval mode only, or never
-
-
-_RULES: tuple[Callable[[nn.Module], _Latents], ...] = (_own_layers, _brevitas, _bitorch)
-
-
-class _Known(NamedTuple):
-    name: str
-    weight: nn.Parameter
-    zero: int | None
-    where: Where
-
-
-def _known(model: nn.Module) -> Iterator[_Known]:
-    for prefix, module in model.named_modules():
-        for rule in _RULES:
-            for attribute, zero in rule(module).items():
-                weight = getattr(module, attribute)
-                if isinstance(weight, nn.Parameter):
-                    where: Where = "layer" if flips_by_itself(module) else "made"
-                    yield _Known(f"{prefix}.{attribute}" if prefix else attribute, weight, zero, where)
-
-
 def binarized_weights(model: nn.Module, weights: Weights | None = None) -> dict[str, nn.Parameter]:
     """Return the latent weights of a model that hold one stored bit an element.
 
@@ -121,9 +65,7 @@ def binarized_weights(model: nn.Module, weights: Weights | None = None) -> dict[
         >>> list(binarized_weights(model)), list(binarized_weights(model, ["2", "3.weight"]))
         (['0.weight', '2.weight'], ['2.weight', '3.weight'])
     """
-    known = {
-        id(weight): name for name, weight, _, _ in reversed(list(_known(model)))
-    }  # the first name of a tied weight
+    known = {id(each.weight): each.name for each in reversed(known_weights(model))}  # the first name of a tied weight
     chosen = set(known)
     if callable(weights):
         chosen = {id(weight) for name, weight in model.named_parameters() if weights(name, weight)}
@@ -155,14 +97,14 @@ def checked_weights(weights: Any) -> Any:
 
 def _matches(model: nn.Module, pattern: str) -> set[int]:
     """Return the identities of the parameters that a pattern selects: known weights first, else any."""
-    known = [(name, weight) for name, weight, _, _ in _known(model)]
-    found = {id(weight) for name, weight in known if matches(name, pattern)}
+    known = known_weights(model)
+    found = {id(each.weight) for each in known if matches(each.name, pattern)}
     everything = model.named_parameters(remove_duplicate=False)
     found = found or {id(w) for name, w in everything if fnmatchcase(name, pattern) and w.is_floating_point()}
     if not found:
         raise ValueError(
             f"weights: the pattern {pattern!r} matches no parameter; "
-            f"binarized weights of this model: {', '.join(name for name, _ in known) or 'none'}"
+            f"binarized weights of this model: {', '.join(each.name for each in known) or 'none'}"
         )
     return found
 
@@ -170,7 +112,7 @@ def _matches(model: nn.Module, pattern: str) -> set[int]:
 def known_sites(model: nn.Module, weights: Weights | None = None) -> list[Site]:
     """Return the sites of :func:`binarized_weights`, none if there are none."""
     chosen = {id(weight): name for name, weight in binarized_weights(model, weights).items()}
-    known = {id(found.weight): found for found in reversed(list(_known(model)))}
+    known = {id(found.weight): found for found in reversed(known_weights(model))}
     sites = []
     for position, weight in enumerate(model.parameters()):
         if id(weight) in chosen:

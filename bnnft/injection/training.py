@@ -110,8 +110,8 @@ class BitFlips:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, in plain types."""
         sites = [state_of(site) for site in self.injection.sites]
-        gathered = gathered_at(self.model)
-        return {"draws": self.batches, "sites": sites, "start": self.errors.start, "gathered_at": gathered}
+        start, gathered = self.errors.start, gathered_at(self.model)
+        return {"draws": self.batches, "sites": sites, "start": start, "gathered_at": gathered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batches that were done, with flips where they went.
@@ -146,9 +146,8 @@ class BitFlips:
             return
         note(self.model, injection.sites, self.errors.at(self.batches - 1))
         injection.conclude()
-        known = {site.name for site in injection.sites}
-        seen = bool(finder.uses or finder.floats)
-        if any(name not in known for name in finder.uses) or (self._look and seen):
+        seen = bool(finder.findings.uses or finder.findings.floats)
+        if finder.findings.uses.keys() - {site.name for site in injection.sites} or (self._look and seen):
             self._learn()
         self._remarks.on_sites(injection.sites, self.errors.whole)
         self._remarks.on_the_rest(finder)

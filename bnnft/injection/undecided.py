@@ -38,7 +38,7 @@ class Undecided:
 
     def take(self, known: set[str], batch: int) -> None:
         """Let those that the finder has seen since wait."""
-        for name, use in self._finder.uses.items():
+        for name, use in self._finder.findings.uses.items():
             weight = self._finder.origins.parameters[name]
             settled = name in known or use.written or name in self._decided or not weight.requires_grad
             if use.stored and not settled and name not in self._waiting:
@@ -59,8 +59,8 @@ class Undecided:
                 continue
             del self._waiting[name]
             if changed and not _same_values(weight, values):
-                del self._finder.uses[name]
-                self._finder.floats.add(name)
+                del self._finder.findings.uses[name]
+                self._finder.findings.floats.add(name)
             else:
                 self._decided.add(name)
                 found = True
@@ -79,7 +79,7 @@ def unsettled(model: nn.Module, sites: list[Site], finder: Finder) -> bool:
     """Return whether a model has weights that nobody has seen yet, or that code of the user's may binarize later."""
     known = {id(site.weight) for site in sites}
     return any(
-        parameter.dim() > 1 and id(parameter) not in known and not (name in finder.floats and plain)
+        parameter.dim() > 1 and id(parameter) not in known and not (name in finder.findings.floats and plain)
         for name, parameter, plain in _weights(model)
     )
 

@@ -32,12 +32,12 @@ class Binarized(NamedTuple):
 def _binarized(finder: Finder) -> list[Binarized]:
     """Return the layers whose binarized weights were found by watching a forward, once for each weight."""
     found, first = [], first_names(finder.model)
-    for site in finder.sites():
+    for site in finder.findings.sites():
         owner, layer = site.name.rpartition(".")[0], site.layer
         inner = owner.removeprefix(layer).lstrip(".") if owner.startswith(layer) else ""
         if inner and not inner.startswith("parametrizations"):
             layer = owner  # computed with in the forward of a module around it
-        found.append(Binarized(layer, site.fan_in, site.scale, first[site.name] in finder.uses))
+        found.append(Binarized(layer, site.fan_in, site.scale, first[site.name] in finder.findings.uses))
     return found
 
 

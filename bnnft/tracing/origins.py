@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bnnft.tracing.elements import Elements, spreads, storage_of
+from bnnft.tracing.elements import Elements, offset, spreads, storage_of
 
 
 class Origin(NamedTuple):
@@ -70,8 +70,8 @@ class Origins:
         """Look once more for parameters that were not the model's: what FSDP2 gathers is put in their place later."""
         self._foreign.clear()
 
-    def register(self) -> None:
-        """Take note of the parameters, and of all other tensors that the model's modules hold now."""
+    def register(self, constants: Iterable[Tensor] = ()) -> None:
+        """Take note of the parameters, of all other tensors that the model's modules hold now, and of constants."""
         for name, parameter in self.parameters.items():
             self.own(name, parameter)
         for module in self._model.modules():
@@ -79,6 +79,8 @@ class Origins:
                 for tensor in _held(module):
                     if storage_of(tensor) not in self._owners:
                         self.keep(tensor, CONSTANT)
+        for constant in constants:
+            self.keep(constant, CONSTANT)
 
     def own(self, name: str, parameter: Tensor) -> None:
         """Take note of a parameter."""
@@ -158,11 +160,22 @@ class Origins:
             return None
         if there == elements and tensor.shape == values.shape:
             return values
-        places = there.places(self, tensor.shape, tensor.device)
+        return self._spread(values, elements, 0)[there.places(self, tensor.shape, tensor.device)]
+
+    def whole(self, name: str, values: Tensor, elements: Elements) -> Tensor:
+        """Return values of elements in the shape of a parameter, 1 where there are none of its elements."""
+        parameter = self.parameters[name]
+        if elements == Elements(name) and values.numel() == parameter.numel():
+            return values.reshape(parameter.shape)
+        first = offset(self, name)
+        return self._spread(values, elements, 1)[first : first + parameter.numel()].view(parameter.shape)
+
+    def _spread(self, values: Tensor, elements: Elements, filling: int) -> Tensor:
+        """Return values of elements at their places among the elements of all parameters; the last is a constant's."""
         size = sum(parameter.numel() for parameter in self.parameters.values())
-        whole = torch.zeros(size + 1, dtype=torch.int8, device=tensor.device)  # the last of constants
-        whole[elements.places(self, values.shape, values.device).reshape(-1)] = values.reshape(-1)
-        return whole[places]
+        spread = torch.full((size + 1,), filling, dtype=values.dtype, device=values.device)
+        spread[elements.places(self, values.shape, values.device).reshape(-1)] = values.reshape(-1)
+        return spread
 
     def owner(self, tensor: Tensor) -> str | None:
         """Return the name of the parameter that a tensor is, or is a view of."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnnft.tracing.arguments import replaced, tensors_in, unwrapped, write_over
-from bnnft.tracing.elements import Elements, covers, elements_of, storage_of
+from bnnft.tracing.arguments import replaced, tensors_in, write_over
+from bnnft.tracing.elements import Elements, elements_of, storage_of
 from bnnft.tracing.mode import ModuleMode
 from bnnft.tracing.operations import FORMS, OF_AUTOGRAD, REARRANGING, backward_of, brings, draws
 from bnnft.tracing.origins import CONSTANT, MAYBE, Origin, Origins, merged
@@ -37,8 +37,6 @@ class Provenance(ModuleMode):
         self.origins = Origins(model)
         self.constants: list[Tensor] = []
 
-    # --- what subclasses do -------------------------------------------------------------------------------------
-
     def made(self, result: Tensor, step: Step, elements: Elements, origin: Origin) -> tuple[Tensor, Any]:
         """Return what to use in place of a float tensor that was made of parameters element by element, and a mark.
 
@@ -63,9 +61,7 @@ class Provenance(ModuleMode):
 
     def entered(self) -> None:
         """Take note of parameters, constants and buffers."""
-        self.origins.register()
-        for constant in self.constants:
-            self.origins.keep(constant, CONSTANT)
+        self.origins.register(self.constants)
 
     def left(self) -> None:
         """Forget all tensors."""
@@ -84,8 +80,7 @@ class Provenance(ModuleMode):
             return self.again(backward)
         with torch._C.DisableTorchFunction():  # our own operations are nobody's business
             step = step_of(self.origins, func, args, kwargs)
-            changes = None if step is None else self._changes(step)
-            memory = storage_of(step.given[0]) if step is not None and step.operation == "set" else None
+            changes, memory = (None, None) if step is None else (self._changes(step), step.memory)
         if changes:
             args, kwargs = replaced(args, changes), replaced(kwargs, changes)
         result = func(*args, **kwargs)
@@ -106,10 +101,7 @@ class Provenance(ModuleMode):
     def _changes(self, step: Step) -> dict[int, Tensor]:
         """Return what an operation is to take in place of its operands, by their identities."""
         changes = {}
-        for number, (tensor, origin) in enumerate(zip(step.given, step.origins, strict=True)):
-            written = any(tensor is target for target in step.targets)
-            if origin is None or written or step.operation in FORMS:
-                continue
+        for number, tensor, origin in step.operands():
             if not tensor.is_floating_point():
                 if step.of_batch and origin.parameters and tensor.dim() > 1 and tensor.dtype in _SMALL:
                     self.not_float(tensor)
@@ -127,24 +119,18 @@ class Provenance(ModuleMode):
 
     def _write(self, step: Step, target: Tensor) -> None:
         """Take note of what a write makes of its target; a parameter stays one, whatever is written to it."""
-        operation, given, origins = step.operation, step.given, step.origins
         if (owner := self.origins.owner(target)) is not None:
             self.origins.written.add(owner)
             return
-        others = [number for number, tensor in enumerate(given) if tensor is not target]
-        is_new = (operation == "copy" or len(others) == len(given)) and covers(target)
-        if is_new:  # whatever it was before
-            given, origins = [given[n] for n in others], [origins[n] for n in others]
-        elif len(others) == len(given):
-            given, origins = [target, *given], [self.origins.of(target), *origins]
+        given, origins, is_new = step.mixed_into(target, self.origins)
         if any(origin is None for origin in origins):
             self.origins.forget(target)
             return
         origin = merged(origins)
-        if draws(operation) and not origin.parameters:
+        if draws(step.operation) and not origin.parameters:
             origin = MAYBE
         found = None if is_new else self.origins.elements(target)
-        found = found or elements_of(self.origins, operation, given, target, origin.parameters)
+        found = found or elements_of(self.origins, step.operation, given, target, origin.parameters)
         if is_new:
             self.origins.keep(target, origin)
         self.origins.change(target, origin)
@@ -165,13 +151,7 @@ class Provenance(ModuleMode):
         if operation in FORMS:
             origin = MAYBE if origin.unsure else CONSTANT
         companions = partial(step.rearranged, self.origins, func, args, kwargs)
-        for number, result in enumerate(tensors_in((out,))):
-            tensor = unwrapped(result)
-            if any(tensor is other for other in given):
-                continue
-            if operation == "get" and storage_of(tensor) != storage_of(given[0]):
-                continue  # a gradient
-            is_view = self.origins.owner(tensor) is not None
+        for number, result, tensor in step.results(out):
             if not any(storage_of(tensor) == storage_of(other) for other in given):
                 self.origins.keep(tensor, origin)
             if operation in FORMS:
@@ -180,7 +160,7 @@ class Provenance(ModuleMode):
             if found is None:
                 continue
             self.origins.view(tensor, found)
-            if is_view or not tensor.is_floating_point():
+            if self.origins.owner(tensor) is not None or not tensor.is_floating_point():
                 continue
             now, mark = self.made(tensor, step, found, origin)
             if tensor is not result:  # nothing can be put in the place of a wrapped tensor

@@ -1,12 +1,13 @@
 """An operation as it is seen: what it is given, and what that is made of."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bnnft.tracing.arguments import replaced, tensors_in, unwrapped
-from bnnft.tracing.elements import spreads
+from bnnft.tracing.elements import covers, spreads, storage_of
 from bnnft.tracing.operations import FORMS, GIVES_FORM, JOINING, writes
 from bnnft.tracing.origins import CONSTANT, Origin, Origins
 from bnnft.tracing.tracking import LINEAR_MAPS
@@ -31,6 +32,36 @@ class Step(NamedTuple):
             elif joins:
                 places[id(tensor)] = torch.full_like(tensor, -1, dtype=torch.int64)
         return list(tensors_in((func(*replaced(args, places), **replaced(kwargs, places)),)))
+
+    @property
+    def memory(self) -> int | None:
+        """What identifies the memory of a tensor that is to lie in another one."""
+        return storage_of(self.given[0]) if self.operation == "set" else None
+
+    def operands(self) -> Iterator[tuple[int, Tensor, Origin]]:
+        """Yield what an operation computes with that is not of the batch: number, tensor and origin."""
+        for number, (tensor, origin) in enumerate(zip(self.given, self.origins, strict=True)):
+            written = any(tensor is target for target in self.targets)
+            if origin is not None and not written and self.operation not in FORMS:
+                yield number, tensor, origin
+
+    def mixed_into(self, target: Tensor, origins: Origins) -> tuple[list[Tensor], list[Origin | None], bool]:
+        """Return what a target consists of after it was written to, the origins of these, and whether all is new."""
+        others = [number for number, tensor in enumerate(self.given) if tensor is not target]
+        is_outside = len(others) == len(self.given)
+        if (self.operation == "copy" or is_outside) and covers(target):  # whatever it was before
+            return [self.given[n] for n in others], [self.origins[n] for n in others], True
+        if is_outside:
+            return [target, *self.given], [origins.of(target), *self.origins], False
+        return self.given, self.origins, False
+
+    def results(self, out: Any) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield the tensors that an operation made, not returned as given: number, as returned, and unwrapped."""
+        for number, result in enumerate(tensors_in((out,))):
+            tensor = unwrapped(result)
+            is_gradient = self.operation == "get" and storage_of(tensor) != storage_of(self.given[0])
+            if not is_gradient and not any(tensor is other for other in self.given):
+                yield number, result, tensor
 
 
 def step_of(origins: Origins, func: Any, args: Any, kwargs: Any) -> Step | None:

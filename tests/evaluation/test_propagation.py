@@ -20,7 +20,7 @@ def propagated(model, x, errors, hold=False):
     with finder, torch.no_grad():
         model(x)
     first = first_names(finder.model)
-    sites = [site for site in finder.sites() if first[site.name] in finder.uses]
+    sites = [site for site in finder.findings.sites() if first[site.name] in finder.findings.uses]
     trace = Trace(model)
     with torch.set_grad_enabled(hold), trace:
         output = model(x)

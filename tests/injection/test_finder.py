@@ -28,7 +28,7 @@ def watched(model, *inputs, **options):
 
 
 def names(finder):
-    return [site.name for site in finder.sites()]
+    return [site.name for site in finder.findings.sites()]
 
 
 @every_structure
@@ -36,7 +36,7 @@ def names(finder):
 def test_exactly_the_parameters_that_hold_bits_are_found(structure, training):
     finder = watched(structure.model().train(training), *structure.batch(6))
     assert sorted(names(finder)) == structure.owners()
-    assert not finder.strangers
+    assert not finder.findings.strangers
 
 
 @every_structure
@@ -97,7 +97,7 @@ def test_lazy_layers_are_found_when_they_have_weights():
 
 def test_a_parameter_of_signs_is_stored_and_other_owners_have_latents():
     model = nn.Sequential(patterns.Stored(WIDTH, WIDTH), Linear())
-    where = {site.name: site.where for site in watched(model, torch.randn(6, WIDTH)).sites()}
+    where = {site.name: site.where for site in watched(model, torch.randn(6, WIDTH)).findings.sites()}
     assert where == {"0.weight": "stored", "1.weight": "made"}
 
 
@@ -105,13 +105,13 @@ def test_a_parameter_of_signs_is_stored_and_other_owners_have_latents():
 def test_binary_biases_count_if_asked_and_are_named_if_not(biases):
     finder = watched(patterns.TorchSign(WIDTH, WIDTH), torch.randn(6, WIDTH), biases=biases)
     assert names(finder) == (["weight", "bias"] if biases else ["weight"])
-    assert finder.biases_left() == ([] if biases else ["bias"])
+    assert finder.findings.biases_left() == ([] if biases else ["bias"])
 
 
 @pytest.mark.parametrize(("name", "like"), [("ste", True), ("compared", True), ("centred", False), ("drawn", False)])
 def test_whether_the_bits_are_the_signs_of_the_latent(name, like):
     structure = STRUCTURES[name]
-    (site,) = watched(structure.model(), *structure.batch(6)).sites()
+    (site,) = watched(structure.model(), *structure.batch(6)).findings.sites()
     assert site.like_latent is like
 
 
@@ -119,7 +119,7 @@ def test_whether_the_bits_are_the_signs_of_the_latent(name, like):
 def test_what_a_layer_makes_of_zeros(make, zero):
     model = alone(lambda x, w: F.linear(x, torch.where(make(w), 1.0, -1.0)))
     model.w.data[:, ::4] = 0
-    (site,) = watched(model, torch.randn(6, WIDTH)).sites()
+    (site,) = watched(model, torch.randn(6, WIDTH)).findings.sites()
     assert site.zero == zero
 
 
@@ -133,14 +133,14 @@ SHAPES = {
 
 @pytest.mark.parametrize(("build", "shape", "fan_in"), SHAPES.values(), ids=SHAPES)
 def test_fan_in_and_scale_of_a_neuron(build, shape, fan_in):
-    (site,) = watched(build(), torch.randn(*shape)).sites()
+    (site,) = watched(build(), torch.randn(*shape)).findings.sites()
     assert (site.fan_in, site.scale) == (fan_in, None)
 
 
 def test_the_scale_of_each_neuron_is_half_the_distance_of_its_values():
     structure = STRUCTURES["scaled_rows"]
     model = structure.model()
-    (site,) = watched(model, *structure.batch(6)).sites()
+    (site,) = watched(model, *structure.batch(6)).findings.sites()
     assert torch.allclose(site.scale, model.w.abs().mean(1))
 
 

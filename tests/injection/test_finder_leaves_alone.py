@@ -21,7 +21,7 @@ def watched(model, *inputs, **options):
 
 
 def names(finder):
-    return [site.name for site in finder.sites()]
+    return [site.name for site in finder.findings.sites()]
 
 
 def alone(function, shape=(WIDTH, WIDTH)):
@@ -67,8 +67,8 @@ def test_float_layers_hold_no_bits(build):
 def test_a_float_embedding_is_a_float_use_of_the_parameter_and_its_head_a_binary_one():
     structure = STRUCTURES["tied embedding"]
     finder = watched(structure.model(), *structure.batch(6))
-    assert finder.floats == {"table.weight"}
-    (site,) = finder.sites()
+    assert finder.findings.floats == {"table.weight"}
+    (site,) = finder.findings.sites()
     assert site.like_latent is False  # its latent can't be flipped: the lookups would be too
 
 
@@ -78,7 +78,7 @@ def matrices(names):
 
 def test_the_teacher_of_equal_signs_is_a_float():
     structure = STRUCTURES["teacher"]
-    assert matrices(watched(structure.model(), *structure.batch(6)).floats) == {"teacher.weight"}
+    assert matrices(watched(structure.model(), *structure.batch(6)).findings.floats) == {"teacher.weight"}
 
 
 @pytest.mark.parametrize("samples", [WIDTH, 8])
@@ -87,14 +87,14 @@ def test_noise_that_is_made_in_the_step_is_of_the_batch(samples):
     generator = alone(lambda x, w: F.linear(ste(F.linear(torch.randn(samples, WIDTH), w)), w))
     finder = watched(Beside(generator), torch.randn(6, WIDTH))
     assert names(finder) == ["a.weight"]
-    assert matrices(finder.floats) == {"other.w"}
+    assert matrices(finder.findings.floats) == {"other.w"}
 
 
 def test_data_that_is_made_in_the_step_is_of_the_batch():
     model = Beside(alone(lambda x, w: F.linear(ste(F.linear(torch.tensor(x.tolist()), w)), w)))
     finder = watched(model, torch.randn(WIDTH, WIDTH))
     assert names(finder) == ["a.weight"]
-    assert matrices(finder.floats) == {"other.w"}
+    assert matrices(finder.findings.floats) == {"other.w"}
 
 
 def test_a_constant_input_shows_binary_weights_too():
@@ -123,7 +123,7 @@ def test_what_is_binary_and_has_no_single_owner_is_named_with_its_module_and_sha
     torch.manual_seed(0)
     finder = watched(nn.Sequential(WithBuffer(function)), torch.randn(6, WIDTH))
     assert names(finder) == ["0.a"]
-    assert list(finder.strangers) == [("0", (WIDTH, WIDTH))]
+    assert list(finder.findings.strangers) == [("0", (WIDTH, WIDTH))]
 
 
 def test_masks_of_zeros_and_ones_are_not_named():
@@ -133,7 +133,7 @@ def test_masks_of_zeros_and_ones_are_not_named():
     torch.manual_seed(0)
     finder = watched(WithBuffer(function), torch.randn(6, WIDTH))
     assert names(finder) == ["a"]
-    assert not finder.strangers
+    assert not finder.findings.strangers
 
 
 def test_bits_that_an_earlier_forward_has_kept_are_named():
@@ -152,4 +152,4 @@ def test_bits_that_an_earlier_forward_has_kept_are_named():
     model(torch.randn(6, WIDTH))
     finder = watched(model, torch.randn(6, WIDTH))
     assert names(finder) == []
-    assert list(finder.strangers) == [("", (WIDTH, WIDTH))]
+    assert list(finder.findings.strangers) == [("", (WIDTH, WIDTH))]

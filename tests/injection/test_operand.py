@@ -23,7 +23,7 @@ def injected(model, inputs, exact=False):
     with injection.finder:
         run(model, inputs)
     injection.learn()
-    injection.finder.settle()
+    injection.finder.bits.settle()
     return injection
 
 

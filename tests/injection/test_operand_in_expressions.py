@@ -101,7 +101,7 @@ def flipped_output(model, x, flips):
     with injection.finder:
         run(model, (x,))
     injection.learn()
-    injection.finder.settle()
+    injection.finder.bits.settle()
     with injection.under(flips, Independent(0.3), Key(0)):
         return run(model, (x,))
 
@@ -161,5 +161,5 @@ def test_bits_that_can_not_be_flipped_are_named(function):
     finder = Finder(model)
     with finder:
         model(x)
-    assert not finder.sites()
-    assert list(finder.strangers) == [("", (WIDTH, WIDTH))]
+    assert not finder.findings.sites()
+    assert list(finder.findings.strangers) == [("", (WIDTH, WIDTH))]

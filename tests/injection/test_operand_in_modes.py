@@ -24,7 +24,7 @@ def under(model, x, names, exact=False):
     with injection.finder:
         run(model, (x,))
     injection.learn()
-    injection.finder.settle()
+    injection.finder.bits.settle()
     assert [site.name for site in injection.sites] == sorted(names)
     flips = some_flips(model, names)
     return injection.under(flips, Independent(0.3), Key(0)), flips

@@ -76,7 +76,7 @@ def watched(model, x, flips, lies=None):
     with injection.finder:
         run(model, (x,))
     injection.learn()
-    injection.finder.settle()
+    injection.finder.bits.settle()
     proof = injection.proof
     with injection.under(flips, Independent(0.3), Key(0), watch=True):
         if lies is not None:

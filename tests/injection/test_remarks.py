@@ -29,7 +29,7 @@ def test_where_flips_go_and_what_has_none_is_said_once():
         with finder:
             finder.model(torch.randn(4, 16))
         remarks.on_the_rest(finder)
-    sites = finder.sites()
+    sites = finder.findings.sites()
     remarks.on_sites(sites, Independent(0.25))
     remarks.on_sites([], Independent(0.25))
     assert said == [
