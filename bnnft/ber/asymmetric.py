@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bnnft.ber.bernoulli import bernoulli_indices
 from bnnft.ber.checks import checked_rate
 from bnnft.ber.error_model import ErrorModel, stored_ones
-from bnnft.ber.random_bits import Key, below_at, bernoulli_indices, where_true
+from bnnft.ber.random_bits import Key, below_at, where_true
 
 
 @dataclass(frozen=True)

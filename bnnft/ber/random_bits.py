@@ -5,7 +5,6 @@ word ``i`` of a stream is ``mix(stream + (i + 1) * gamma)``, so that any part of
 by tensor operations. torch's own generators are never touched.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None))  # shifts and multipliers of the mix
-_BLOCK = 1 << 15  # words computed at a time on a CPU: the work stays in its cache
+BLOCK = 1 << 15  # words computed at a time on a CPU: the work stays in its cache
 
 
 def _signed(word: int) -> int:
@@ -83,8 +82,13 @@ class Key:
         """Return the 64-bit start of the stream that belongs to this key."""
         word = 0
         for part in (int.from_bytes(self.purpose.encode()), self.seed, self.draw, self.position, *self.parts):
-            word = _mix((word + _GAMMA + part) & _MASK)
+            word = split(word, part)
         return word
+
+
+def split(stream: int, number: int) -> int:
+    """Return the 64-bit start of one of the streams that split off another one."""
+    return _mix((stream + _GAMMA + number) & _MASK)
 
 
 def random_words(stream: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -94,11 +98,16 @@ def random_words(stream: int, start: int, count: int, device: torch.device | str
         >>> [int(word) & (2**64 - 1) for word in random_words(1234567, 0, 2)]  # as published for this seed
         [6457827717110365317, 3203168211198807973]
     """
-    words = torch.arange(1, count + 1, dtype=torch.int64, device=device).mul_(_signed(_GAMMA))
-    return _mixed(words, stream, start, torch.empty_like(words))
+    words = counters(count, device)
+    return mixed(words, stream, start, torch.empty_like(words))
 
 
-def _mixed(counters: Tensor, stream: int, start: int, scratch: Tensor) -> Tensor:
+def counters(count: int, device: torch.device | str) -> Tensor:
+    """Return ``gamma, 2 gamma, ...``, of which :func:`mixed` makes words."""
+    return torch.arange(1, count + 1, dtype=torch.int64, device=device).mul_(_signed(_GAMMA))
+
+
+def mixed(counters: Tensor, stream: int, start: int, scratch: Tensor) -> Tensor:
     """Make ``gamma, 2 gamma, ...`` the words of a stream from ``start`` on, in place."""
     words = counters.add_(_signed((stream + start * _GAMMA) & _MASK))
     if words.device.type == "cpu":  # numpy has unsigned words: no masks, and faster products
@@ -125,7 +134,7 @@ def uniforms(stream: int, start: int, count: int, device: torch.device | str = "
         >>> bool(numbers.min() > 0), bool(numbers.max() <= 1)
         (True, True)
     """
-    return _fractions(random_words(stream, start, count, device)).to(torch.float64).mul_(2.0**-53)
+    return fractions_of(random_words(stream, start, count, device)).to(torch.float64).mul_(2.0**-53)
 
 
 def where_true(mask: Tensor) -> Tensor:
@@ -149,17 +158,17 @@ def below_at(rate: float, stream: int, places: Tensor) -> Tensor:
         >>> below_at(0.5, 7, torch.tensor([5, 2, 0])), uniforms(7, 0, 6)[[5, 2, 0]] <= 0.5
         (tensor([ True, False,  True]), tensor([ True, False,  True]))
     """
-    block = _BLOCK if places.device.type == "cpu" else max(len(places), 1)
+    block = BLOCK if places.device.type == "cpu" else max(len(places), 1)
     scratch = torch.empty(min(block, len(places)), dtype=torch.int64, device=places.device)
     below = torch.empty(len(places), dtype=torch.bool, device=places.device)
     for start in range(0, len(places), block):
         words = (places[start : start + block] + 1).mul_(_signed(_GAMMA))
-        fractions = _fractions(_mixed(words, stream, 0, scratch[: len(words)]))
+        fractions = fractions_of(mixed(words, stream, 0, scratch[: len(words)]))
         torch.le(fractions, int(rate * 2.0**53), out=below[start : start + block])
     return below
 
 
-def _fractions(words: Tensor) -> Tensor:
+def fractions_of(words: Tensor) -> Tensor:
     """Make words their upper 53 bits plus 1, in place: multiples of 2^-53 without rounding."""
     if words.device.type == "cpu":
         unsigned = words.numpy().view(np.uint64)
@@ -183,53 +192,14 @@ def places_below(rate: float | Tensor, size: int, stream: int, device: torch.dev
         >>> places_below(0.5, 6, stream=7), places_below(1.0, 3, stream=7)
         (tensor([0, 1, 4, 5]), tensor([0, 1, 2]))
     """
-    block = _BLOCK if torch.device(device).type == "cpu" else max(size, 1)
-    counters = torch.arange(1, min(block, size) + 1, dtype=torch.int64, device=device).mul_(_signed(_GAMMA))
-    words, scratch = torch.empty_like(counters), torch.empty_like(counters)
+    block = BLOCK if torch.device(device).type == "cpu" else max(size, 1)
+    steps = counters(min(block, size), device)
+    words, scratch = torch.empty_like(steps), torch.empty_like(steps)
     found = []
     for start in range(0, size, block):
         count = min(block, size - start)
-        part = _fractions(_mixed(words[:count].copy_(counters[:count]), stream, start, scratch[:count]))
+        part = fractions_of(mixed(words[:count].copy_(steps[:count]), stream, start, scratch[:count]))
         # torch compares integers with a Python float in float32; the fractions need all of their 53 bits
         limit = rate[start : start + count] * 2.0**53 if isinstance(rate, Tensor) else int(rate * 2.0**53)
         found.append(where_true(part <= limit).add_(start))
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=device)
-
-
-def bernoulli_indices(size: int, rate: float, stream: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the sorted int64 indices of the successes among ``size`` independent trials of probability ``rate``.
-
-    The distances between successes are geometric, ``floor(log(u) / log(1 - rate)) + 1``, so the work grows with
-    the number of successes and not with ``size``. The result does not depend on how it is split into blocks.
-
-    Example:
-        >>> bernoulli_indices(10, 0.3, stream=5).tolist() == bernoulli_indices(10, 0.3, stream=5).tolist()
-        True
-        >>> bernoulli_indices(3, 1.0, stream=5)
-        tensor([0, 1, 2])
-    """
-    if rate > 0.5:
-        keep = torch.ones(size, dtype=torch.bool, device=device)
-        keep[bernoulli_indices(size, 1 - rate, stream, device)] = False
-        return where_true(keep)
-    if rate == 0 or size == 0:
-        return torch.empty(0, dtype=torch.int64, device=device)
-    expected = size * rate
-    planned = math.ceil(expected + 6 * math.sqrt(expected)) + 16  # enough but for one draw in a billion
-    rounds = math.ceil(planned / _BLOCK) if torch.device(device).type == "cpu" else 1
-    block = math.ceil(planned / rounds)
-    counters = torch.arange(1, block + 1, dtype=torch.int64, device=device).mul_(_signed(_GAMMA))
-    words, scratch = torch.empty_like(counters), torch.empty_like(counters)
-    logs = torch.empty(block, dtype=torch.float64, device=device)
-    indices = torch.empty(rounds * block, dtype=torch.int64, device=device)
-    scale, drawn, last = 1 / math.log1p(-rate), 0, -1
-    while last < size - 1:
-        if drawn == len(indices):
-            indices = torch.cat([indices, torch.empty_like(words)])
-        gaps = indices[drawn : drawn + block]
-        logs.copy_(_fractions(_mixed(words.copy_(counters), stream, drawn, scratch)))
-        gaps.copy_(logs.mul_(2.0**-53).log_().mul_(scale).clamp_(max=size)).add_(1)
-        gaps[0] += last
-        torch.cumsum(gaps, 0, out=gaps)
-        drawn, last = drawn + block, int(gaps[-1])
-    return indices[: int(torch.searchsorted(indices[:drawn], size))]

@@ -1,6 +1,5 @@
 """Each statistical test has a fixed seed and would fail by chance with the probability named beside it."""
 
-import math
 from itertools import pairwise
 
 import pytest
@@ -9,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, kstest
 
-from bnnft.ber import Key, random_bits
-from bnnft.ber.random_bits import below_at, bernoulli_indices, places_below, random_words, uniforms
+from bnnft.ber import Key
+from bnnft.ber.random_bits import below_at, places_below, random_words, split, uniforms
 
 FALSE_ALARM = 1e-9
 MASK = 2**64 - 1
@@ -43,19 +42,6 @@ def stream_that_starts_with(word):
             undone = word ^ (undone >> shift)
         word = (undone * pow(factor, -1, 2**64)) & MASK
     return (word - GAMMA) & MASK
-
-
-def walk(size, rate, stream):
-    """The successes, gap by gap."""
-    if rate > 0.5:
-        return sorted(set(range(size)) - set(walk(size, 1 - rate, stream)))
-    found, place, source = [], -1, split_mix(stream)
-    while rate > 0:
-        place += math.floor(math.log(((next(source) >> 11) + 1) / 2**53) / math.log1p(-rate)) + 1
-        if place >= size:
-            break
-        found.append(place)
-    return found
 
 
 def unsigned(tensor):
@@ -112,67 +98,6 @@ def test_each_bit_of_the_words_is_fair():
     assert min(binomtest(count, 20_000, 0.5).pvalue for count in ones) > FALSE_ALARM
 
 
-@fixed
-@given(size=st.integers(0, 2000), rate=st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(1e-15, 1)), stream=words)
-def test_indices_are_those_of_a_walk_gap_by_gap(size, rate, stream):
-    assert bernoulli_indices(size, rate, stream).tolist() == walk(size, rate, stream)
-
-
-@pytest.mark.parametrize("rate", [1e-12, 1e-3, 0.1, 0.5, 0.7, 0.999, 1 - 1e-12])
-@pytest.mark.parametrize("size", [0, 1, 7, 100_000])
-def test_indices_are_sorted_distinct_and_in_range(size, rate):
-    indices = bernoulli_indices(size, rate, Key(1).stream())
-    assert indices.dtype == torch.int64
-    assert bool((indices.diff() > 0).all())
-    assert bool(((indices >= 0) & (indices < size)).all())
-
-
-@pytest.mark.parametrize("size", [0, 1, 1000])
-@pytest.mark.parametrize("stream", [0, 5, MASK])
-def test_rate_0_has_no_success_and_rate_1_no_failure(size, stream):
-    assert bernoulli_indices(size, 0, stream).tolist() == []
-    assert bernoulli_indices(size, 1, stream).tolist() == list(range(size))
-
-
-@fixed
-@given(size=st.integers(0, 500), rate=st.sampled_from([0.125, 0.25, 0.375]), stream=words)
-def test_above_one_half_failures_are_the_successes_of_the_complement(size, rate, stream):
-    both = bernoulli_indices(size, rate, stream).tolist() + bernoulli_indices(size, 1 - rate, stream).tolist()
-    assert sorted(both) == list(range(size))
-
-
-@pytest.mark.parametrize("rate", [1e-300, 1e-12, 0.3])
-def test_the_largest_uniform_is_the_shortest_gap(rate):
-    assert bernoulli_indices(1, rate, stream_that_starts_with(MASK)).tolist() == [0]
-
-
-@pytest.mark.parametrize(
-    ("rate", "size", "found"), [(1e-300, 10**15, []), (1e-12, 10**13, []), (0.3, 102, []), (0.3, 103, [102])]
-)
-def test_the_smallest_uniform_is_the_longest_gap(rate, size, found):
-    """floor(log(2^-53) / log(1 - rate)) is 102 for a rate of 0.3, and 3.7e13 for 1e-12."""
-    assert bernoulli_indices(size, rate, stream_that_starts_with(0)).tolist() == found
-
-
-def test_work_at_a_tiny_rate_goes_with_the_successes():
-    """A million successes are expected among 10^18 trials; exact binomial test, false alarm 1e-9."""
-    counts = [len(bernoulli_indices(10**15, 1e-12, Key(2, draw).stream())) for draw in range(1000)]
-    assert binomtest(sum(counts), 10**18, 1e-12).pvalue > FALSE_ALARM
-
-
-@pytest.mark.parametrize("rate", [0.01, 0.3, 0.9])
-@pytest.mark.parametrize("block", [1, 7, 1000])
-def test_indices_do_not_depend_on_the_size_of_a_block(rate, block, monkeypatch):
-    expected = bernoulli_indices(3000, rate, stream=11)
-    monkeypatch.setattr(random_bits, "_BLOCK", block)
-    assert torch.equal(bernoulli_indices(3000, rate, stream=11), expected)
-
-
-def test_a_longer_run_of_trials_begins_with_the_shorter_one():
-    long = bernoulli_indices(70_000, 0.3, stream=3)
-    assert torch.equal(bernoulli_indices(1000, 0.3, stream=3), long[long < 1000])
-
-
 @pytest.mark.parametrize("per_number", [False, True])
 def test_numbers_are_compared_to_the_last_bit(per_number):
     """A rate that is one of the numbers takes it in, and the next smaller one does not."""
@@ -186,7 +111,7 @@ def test_numbers_are_compared_to_the_last_bit(per_number):
 
 def test_torch_generator_is_untouched():
     before = torch.get_rng_state()
-    bernoulli_indices(1000, 0.7, Key(3).stream())
+    places_below(0.7, 1000, Key(3).stream())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -208,6 +133,15 @@ def test_key_takes_each_number_apart(field):
     assert len({Key(**{field: number}).stream() for number in range(10_000)}) == 10_000
 
 
+def test_streams_that_split_off_share_no_word_with_each_other_nor_with_those_of_parts():
+    """Two words of 64 bits are equal by chance with probability 1e-14."""
+    key = Key(3)
+    streams = [key.stream(), *(key.part(number).stream() for number in range(20))]
+    streams += [split(key.stream(), 2**64 - 1 - number) for number in range(20)]
+    drawn = torch.cat([random_words(stream, 0, 8) for stream in streams])
+    assert len(drawn.unique()) == 8 * len(streams)
+
+
 def test_name_is_no_part_of_the_stream():
     key = Key(1, 2, 3)
     assert key.at(3, "fc1.weight") == Key(1, 2, 3, name="fc1.weight")
@@ -226,12 +160,3 @@ def test_key_refuses_what_is_no_integer_of_at_least_zero(field, value):
 def test_key_refuses_what_would_share_a_stream(wrong):
     with pytest.raises(ValueError, match=r"must be below 2\^64|must have at most 8"):
         Key(**wrong)
-
-
-@pytest.mark.parametrize("block", [1, 3, 2**15])
-def test_the_last_trial_may_be_a_success(block, monkeypatch):
-    """Whatever the work is split into, and wherever the trials end."""
-    monkeypatch.setattr(random_bits, "_BLOCK", block)
-    for last in walk(200, 0.2, 11):
-        assert bernoulli_indices(last + 1, 0.2, stream=11).tolist() == walk(last + 1, 0.2, 11)
-        assert bernoulli_indices(last, 0.2, stream=11).tolist() == walk(last, 0.2, 11)
