@@ -12,7 +12,7 @@ from torch import nn
 from bnnft.callbacks import BitFlipTraining
 from bnnft.nn import BinaryActivation, BinaryLinear
 
-RATE = 0.2
+RATE = 0.4
 BATCHES = 12
 
 every_how = pytest.mark.parametrize("how", ["auto", "operand", "latent"])

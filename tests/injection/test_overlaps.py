@@ -79,7 +79,7 @@ def test_weights_made_in_inference_mode_are_flipped_and_restored(how):
             assert torch.equal(model(x), F.linear(x, signs))
         assert torch.equal(model.weight, before)
         assert torch.equal(model(x), clean)
-    assert len(flips["weight"]) > 5
+    assert len(flips["weight"]) > 3
 
 
 def explicit_gradients(model, x, flips, exact):
@@ -148,7 +148,7 @@ def test_exact_gradient_of_a_weight_used_twice_is_negated_once(layer, how):
         with flipped(layer, 0.3, gradient=gradient, how=how, weights=["weight"]) as flips:
             loss = layer(layer(x)).sum()
             gradients += torch.autograd.grad(loss, layer.weight)
-    assert len(flips["weight"]) > 5
+    assert len(flips["weight"]) > 3
     gradients[0].view(-1)[flips["weight"]] *= -1
     assert torch.equal(*gradients)
 
