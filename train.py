@@ -1,76 +1,17 @@
 """Train a binarized neural network under bit flips, test the best checkpoint, and say where everything is."""
 
-import gc
-import time
-import warnings
-from pathlib import Path
 from typing import Any
 
 import hydra
-import rich
-import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from lightning import seed_everything
-from omegaconf import DictConfig, OmegaConf
-
-from bnnft.callbacks import Objective
-from bnnft.classifier import Classifier
-from bnnft.loggers import finished, quiet, wandb_folder
-from bnnft.runs.job import reason_of, running, whole_checkpoint
-from bnnft.runs.results import Result, write_result
-from bnnft.runs.stopping import stoppable
-from bnnft.runs.tables import run_tables
-
-# lightning reads its own containers with a function that torch has renamed: nothing that a user could act on
-warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+from omegaconf import DictConfig
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(config: DictConfig) -> float | tuple[float, ...]:
-    """Run one job, or find it done; returns what a sweeper optimizes."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    settings: Any = OmegaConf.to_container(config, resolve=True)
-    loggers: list[Any] = []
-    with running(folder, settings) as before, finished(loggers, reason_of), stoppable():
-        result, places = (before, {"finished before": folder}) if before else train(config, settings, folder, loggers)
-        objective = result.objective(config.optimized_metric)
-    gc.collect()  # trainer and module refer to each other: they go before the next job of a sweep comes
-    for table in run_tables(result) if "checkpoint" in places else []:
-        rich.print(table)
-    print("\n".join(f"{name}: {place}" for name, place in places.items() if place))
-    return objective
+def main(config: DictConfig) -> Any:
+    """Run one job; returns what a sweeper optimizes."""
+    from bnnft.train.job import run_job  # torch and Lightning, once the configuration is composed
 
-
-def train(config: DictConfig, settings: Any, folder: Path, loggers: list[Any]) -> tuple[Result, dict[str, Any]]:
-    """Fit, from where a cut run of the same config left off, and test; returns result and places of what is written."""
-    start = time.perf_counter()
-    if not config.verbose:
-        quiet()
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    seed_everything(config.seed, workers=True, verbose=False)
-    loggers += [instantiate(entry) for entry in (config.logger or {}).values() if entry]
-    for logger in loggers:  # before all else that may fail, so that a failed job is tracked
-        logger.log_hyperparams(settings)
-    callbacks = [instantiate(entry) for entry in (config.callbacks or {}).values() if entry and "_target_" in entry]
-    callbacks.append(objective := Objective(config.optimized_metric))
-    data = instantiate(config.dataset)
-    network = instantiate(config.model, data.input_shape, data.num_classes)
-    parts = {part: instantiate(config[part]) for part in ("loss", "optimizer", "scheduler")}
-    module = Classifier(network, data.num_classes, **parts)
-    summary = {"enable_model_summary": config.verbose}
-    trainer = instantiate(config.trainer, logger=loggers or False, callbacks=callbacks, **summary)
-    trainer.fit(module, data, ckpt_path=whole_checkpoint(folder))
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    # of what is tested, which is not what training ended with
-    metrics = dict(getattr(trainer.checkpoint_callback, "best_metrics", {}) if best else trainer.callback_metrics)
-    validated = metrics and metrics.keys() >= {*objective.validated}
-    for evaluate in [trainer.test] if validated else [trainer.validate, trainer.test]:
-        evaluate(module, data, ckpt_path=best or None, verbose=False)
-        metrics |= trainer.callback_metrics
-    curves = [callback.curve for callback in callbacks if getattr(callback, "curve", None) is not None]
-    result = write_result(folder, metrics, curves, settings, time.perf_counter() - start)
-    return result, {"checkpoint": best, "results and figures": folder, "W&B run": wandb_folder(loggers)}
+    return run_job(config)
 
 
 if __name__ == "__main__":

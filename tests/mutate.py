@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ["ber", "tracing", "injection", "metrics", "evaluation", "callbacks"]
 COPIED = ["bnnft", "conf", "examples", "tests", "train.py", "pyproject.toml", "setup.py", "README.md", "LICENSE"]
 # they run commands in processes of their own, which no call is noted of, and take minutes
-SLOW = ["tests/report", "tests/runs", "tests/callbacks/test_distributed.py", "tests/test_packaging.py"]
-SLOW += [f"tests/test_{name}.py" for name in ("train", "examples", "conf", "imports", "structure", "mutate")]
+SLOW = ["tests/report", "tests/runs", "tests/train", "tests/callbacks/test_distributed.py", "tests/test_packaging.py"]
+SLOW += [f"tests/test_{name}.py" for name in ("examples", "conf", "imports", "structure", "mutate")]
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 
 

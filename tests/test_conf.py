@@ -15,12 +15,12 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf, open_dict
 
-import train
 from bnnft import flipped
 from bnnft.ber import Independent, PerLayer, Steps
 from bnnft.model import FC
+from bnnft.train.job import train
 
-ROOT = Path(train.__file__).parent
+ROOT = Path(__file__).parents[1]
 GROUPS = ["model", "ber", "ber_schedule", "compensation", "dataset", "loss", "optimizer", "scheduler", "callbacks"]
 GROUPS += ["trainer", "logger", "experiment"]
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
@@ -53,7 +53,7 @@ def composed(folder, name, given):
 
 def run_job(config, folder):
     folder.mkdir(exist_ok=True)
-    return train.train(config, OmegaConf.to_container(config, resolve=True), folder, [])[0]
+    return train(config, OmegaConf.to_container(config, resolve=True), folder, [])[0]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda part: part)

@@ -1,10 +1,18 @@
 import csv
+import itertools
+import os
 from pathlib import Path
 
+import hydra
+import pytest
 import torch
 from commands import Started
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "drop_in"
+from bnnft.ber import Chip
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLE = EXAMPLES / "drop_in"
+HYDRA = EXAMPLES / "hydra_project"
 
 
 def run(folder, command, *more):
@@ -63,3 +71,50 @@ def test_the_command_line_takes_every_kind_of_error_from_yaml(tmp_path):
     assert "Sram65(voltage=0.55, chip=None): bit error rate 0.23 %, from Sun et al." in said
     for name in ("test/acc_voltage_0p55", "test/acc_voltage_0p5", "test/tolerable_voltage"):
         assert name in said
+
+
+def run_hydra(folder, *arguments):
+    done = Started(HYDRA / "project.py", *arguments, cwd=folder).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_hydra_project_takes_the_groups_and_runs_once_more_from_its_pickle(tmp_path):
+    said = run_hydra(tmp_path, "-m", "ber=independent,chip", "max_epochs=1", "width=32")
+    for job in ("0", "1"):
+        (folder,) = tmp_path.glob(f"multirun/*/*/{job}")
+        assert (folder / "accuracy_over_ber.csv").is_file()
+    again = run_hydra(tmp_path, "--experimental-rerun", folder / ".hydra" / "config.pickle")
+    numbers = [line for line in again.splitlines() if "acc" in line or "tolerable" in line]
+    assert len(numbers) > 5
+    assert set(numbers) <= set(said.splitlines())
+
+
+NOTEBOOK = """
+import hydra
+from project import train
+with hydra.initialize_config_dir({folder!r}, version_base="1.3"):
+    config = hydra.compose("project", ["ber=chip", "output_dir=null", "max_epochs=1", "width=32"])
+print(train(config)["test/acc_ber_0"])
+"""
+
+
+def test_the_configuration_of_a_hydra_project_can_be_composed_in_a_notebook(tmp_path):
+    (tmp_path / "notebook.py").write_text(NOTEBOOK.format(folder=str(HYDRA / "config")))
+    done = Started("notebook.py", cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{HYDRA}:{EXAMPLES.parent}"}).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 0.2 < float(done.stdout.splitlines()[-1]) <= 1
+    assert not any(tmp_path.rglob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    "first", list(itertools.permutations(["_self_", "ber: chip", "ber_schedule: cosine"])), ids=str
+)
+def test_groups_compose_in_any_order_and_without_any_key_of_the_root(first, tmp_path):
+    groups = "".join(f"  - {entry}\n" for entry in (*first, "callbacks: default"))
+    (tmp_path / "project.yaml").write_text(f"defaults:\n{groups}hydra: {{searchpath: [pkg://bnnft.conf]}}\n")
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        config = hydra.compose("project", ["ber.rate=0.2"])
+    built = {name: hydra.utils.instantiate(entry) for name, entry in config.callbacks.items()}
+    assert built["bit_flip_training"].error_model == Chip(0.2, chip=0)
+    assert built["accuracy_over_ber"].state_key

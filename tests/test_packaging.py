@@ -119,3 +119,20 @@ def test_another_project_finds_the_configuration_groups(form, request, tmp_path)
     (tmp_path / "project.yaml").write_text(PROJECT)
     composed = fresh(request.getfixturevalue(form), COMPOSE, tmp_path)
     assert composed == {"_target_": "bnnft.ber.Independent", "rate": 0.25}
+
+
+COMMAND = """
+import atexit
+from importlib.metadata import entry_points
+from pathlib import Path
+done = lambda: sorted(path.name for path in Path("multirun").glob("*/*") if (path / "metrics.json").exists())
+atexit.register(lambda: print(json.dumps(done())))  # after the table of the sweep
+sys.argv = ["bnnft", "-m", "ber.rate=0,0.1", "trainer.max_epochs=1", "model.widths=[32]", "logger=csv"]
+(command,) = entry_points(group="console_scripts", name="bnnft")
+command.load()()
+"""
+
+
+def test_the_command_of_the_wheel_is_train_py(wheel, tmp_path):
+    jobs = fresh(wheel, COMMAND, tmp_path)
+    assert [job.split(",")[0] for job in jobs] == ["ber.rate=0", "ber.rate=0.1"]

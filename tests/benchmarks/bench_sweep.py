@@ -20,7 +20,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
-import train
+from bnnft.train.job import train
 for seed in {seeds}:
     folder = str(Path("alone").absolute() / str(seed))
     Path(folder).mkdir(parents=True)
@@ -30,7 +30,7 @@ for seed in {seeds}:
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         del config["hydra"]
-    train.train(config, OmegaConf.to_container(config, resolve=True), Path(folder), [])
+    train(config, OmegaConf.to_container(config, resolve=True), Path(folder), [])
 """
 
 
@@ -44,7 +44,7 @@ def seconds(*command):
 
 
 def main():
-    start = seconds("-c", "import train")
+    start = seconds("-c", "import bnnft.train.job")
     alone = seconds("-c", ALONE.format(seeds=SEEDS, conf=str(ROOT / "conf"))) - start
     sweep = [str(ROOT / "train.py"), "-m", "seed=" + ",".join(map(str, SEEDS))]
     print(f"start of python and imports {start:.1f} s; a training {alone / len(SEEDS):.1f} s")

@@ -1,0 +1,1 @@
+"""One job: train, test, write what came out; and the command that starts it."""
