@@ -188,37 +188,6 @@ def save_curve(curve: BERCurve, folder: Path) -> None:
 
 
 @contextmanager
-def finished(loggers: Sequence[Any], reason: Callable[[BaseException], str] = repr) -> Iterator[None]:
-    """End each W&B run after the context: otherwise the jobs of a sweep would write into one.
-
-    An error makes it a failed run, with the code of the process and the reason in its summary as ``error``.
-    """
-    try:
-        yield
-    except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
-        for logger in loggers:
-            summary: Any = getattr(getattr(logger, "experiment", None), "summary", None)
-            if hasattr(summary, "update"):
-                summary.update({"error": reason(error)})
-        _finish(loggers, code)
-        raise
-    _finish(loggers, 0)
-
-
-def _finish(loggers: Sequence[Any], exit_code: int) -> None:
-    for logger in loggers:
-        if _has(logger, "finish"):
-            logger.experiment.finish(exit_code=exit_code)
-
-
-def wandb_folder(loggers: Sequence[Any]) -> Path | None:
-    """Return where the W&B run among these loggers is on disk, if there is one."""
-    runs = [logger.experiment for logger in loggers if _has(logger, "finish")]
-    return next((Path(run.dir).parent for run in runs if isinstance(run.dir, str)), None)  # other processes have none
-
-
-@contextmanager
 def unlogged(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Drop what a step of the module logs inside of the context."""
     loggers = trainer.loggers

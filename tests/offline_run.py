@@ -27,13 +27,15 @@ def _items(message):
 
 
 def read(directory):
-    """Config, summary, history, group, tags, x axes and exit code of the run in a folder."""
+    """Config, summary, history, group, tags, x axes, artifacts and exit code of the run in a folder."""
     run = {"dir": Path(directory), "config": {}, "summary": {}, "history": [], "metrics": {}, "exit": None}
+    run["artifacts"] = []
     for record in _records(next(Path(directory).glob("*.wandb"))):
         match record.WhichOneof("record_type"):
             case "run":
                 run["config"] |= _items(record.run.config.update)
                 run |= {"group": record.run.run_group, "tags": list(record.run.tags), "name": record.run.display_name}
+                run["job_type"] = record.run.job_type
             case "config":
                 run["config"] |= _items(record.config.update)
             case "summary":
@@ -42,6 +44,9 @@ def read(directory):
                 run["history"].append(_items(record.history.item))
             case "metric":
                 run["metrics"][record.metric.name] = record.metric.step_metric
+            case "artifact":
+                names = [entry.path for entry in record.artifact.manifest.contents]
+                run["artifacts"].append({"type": record.artifact.type, "files": names})
             case "exit":
                 run["exit"] = record.exit.exit_code
     return run

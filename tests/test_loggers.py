@@ -14,14 +14,12 @@ from bnnft.ber import Independent, Sram65
 from bnnft.loggers import (
     announce,
     curve_table,
-    finished,
     log_curve,
     log_histograms,
     log_neurons,
     save_curve,
     say_once,
     short_names,
-    wandb_folder,
 )
 from bnnft.metrics import Histogram
 
@@ -60,9 +58,6 @@ def test_a_logger_without_an_experiment_gets_the_rows_of_a_curve():
     ]
     log_histograms(trainer(mine), {"a": Histogram(torch.ones(2), torch.arange(3.0))})
     log_neurons(trainer(mine), "test", {"importance": {"fc": torch.ones(2)}})
-    with finished([mine]):
-        pass
-    assert wandb_folder([mine]) is None
     assert len(mine.rows) == 2
 
 
@@ -175,15 +170,3 @@ def test_values_of_neurons_are_a_table_for_each_metric():
     assert mine.tables == {
         "test/importance": (["layer", "neuron", "importance"], [["fc1", 0, 1.0], ["fc1", 1, 2.0], ["fc2", 0, 3.0]])
     }
-
-
-def test_runs_are_ended_as_what_became_of_them():
-    wandb, other = WithExperiment("define_metric", "finish"), Plain()
-    with pytest.raises(ValueError, match="why"), finished([other, wandb]):
-        raise ValueError("why")
-    with finished([other, wandb]):
-        pass
-    assert wandb.experiment.calls == [("finish", (), {"exit_code": code}) for code in (1, 0)]
-    assert str(wandb_folder([other, wandb])) == "runs/offline-run-1"
-    wandb.experiment.dir = lambda: None  # the stand-in that other processes have
-    assert wandb_folder([wandb]) is None

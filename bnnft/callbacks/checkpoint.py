@@ -29,6 +29,7 @@ class Checkpoint(ModelCheckpoint):
 
     Attributes:
         best_metrics: last values of everything that was logged until the best checkpoint was written.
+        best_at: step and epoch at which that was.
 
     Example:
         >>> Checkpoint(monitor="val/acc", mode="max", save_last=True).best_metrics
@@ -38,6 +39,7 @@ class Checkpoint(ModelCheckpoint):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.best_metrics: dict[str, float] = {}
+        self.best_at: dict[str, int] = {}
         self._logged: dict[str, float] = {}  # also before the run was cut
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -97,15 +99,18 @@ class Checkpoint(ModelCheckpoint):
         self._logged |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         if filepath == self.best_model_path:
             self.best_metrics = dict(self._logged)
+            self.best_at = {"step": trainer.global_step, "epoch": trainer.current_epoch}
         super()._save_checkpoint(trainer, filepath)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of ``ModelCheckpoint``, and what was logged."""
-        return super().state_dict() | {"best_metrics": self.best_metrics, "logged": self._logged}
+        own = {"best_metrics": self.best_metrics, "best_at": self.best_at, "logged": self._logged}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load it, with paths as they are where the folder is now."""
         self.best_metrics, self._logged = state_dict.get("best_metrics", {}), state_dict.get("logged", {})
+        self.best_at = state_dict.get("best_at", {})
         super().load_state_dict(moved(state_dict, str(state_dict.get("dirpath")), str(self.dirpath)))
 
 

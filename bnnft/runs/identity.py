@@ -1,4 +1,4 @@
-"""Tell whether two runs have the same settings, wherever they are run."""
+"""Whether two runs have the same settings, wherever they are run."""
 
 import hashlib
 import json
@@ -25,6 +25,17 @@ def identity(config: Mapping[str, Any], folder: Path) -> str:
     if isinstance(data_dir := config.get("data_dir"), str):
         places[data_dir] = f"<data {_content(config.get('dataset'), data_dir)}>"
     return hashlib.sha256(json.dumps(_without(settings, places), sort_keys=True).encode()).hexdigest()
+
+
+def portable(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings with ``<folder>`` in place of the folder of their run, so that they differ by no path.
+
+    Example:
+        >>> portable({"seed": 0, "output_dir": "/runs/7", "files": ["/runs/7/log"]}, Path("/runs/7"))
+        {'seed': 0, 'output_dir': '<folder>', 'files': ['<folder>/log']}
+    """
+    settings: dict[str, Any] = _without(config, {str(folder.absolute()): "<folder>"})
+    return settings
 
 
 def _content(dataset: Any, data_dir: str) -> str:

@@ -1,6 +1,7 @@
 """What a run notes in its folder from its start on, ``job.json``, and the states of all runs of a sweep."""
 
 import atexit
+import secrets
 import sys
 import zipfile
 import zlib
@@ -68,10 +69,21 @@ def begin_job(folder: Path, config: Mapping[str, Any]) -> Result | None:
     if (read_json(folder / RESULT) or {}).get("identity") == own:
         with suppress(ValueError):  # a result that can't be read is made again
             return read_result(folder)
+    run, starts = run_of(folder)
     if (read_json(folder / JOB) or {}).get("identity") != own:
         last_checkpoint(folder).unlink(missing_ok=True)
-    write_json(folder / JOB, {"identity": own, "state": "unfinished", "error": ""})
+        run, starts = secrets.token_hex(4), 0
+    note = {"identity": own, "state": "unfinished", "error": "", "run": run, "starts": starts + 1}
+    write_json(folder / JOB, note)
     return None
+
+
+def run_of(folder: Path) -> tuple[str, int]:
+    """Return the id of a job's run in W&B, and how often the job was started."""
+    match read_json(folder / JOB):
+        case {"run": str(run), "starts": int(starts)}:
+            return run, starts
+    return secrets.token_hex(4), 0
 
 
 def last_checkpoint(folder: Path) -> Path:
