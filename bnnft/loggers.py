@@ -3,6 +3,7 @@
 import csv
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
@@ -11,6 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -21,6 +23,7 @@ from bnnft.metrics import Histogram
 from bnnft.plots import axis_name
 
 _said: WeakKeyDictionary[Trainer, set[str]] = WeakKeyDictionary()
+_lines: WeakKeyDictionary[Logger, Counter[str]] = WeakKeyDictionary()  # how many curves of each name were logged
 
 
 def say_once(trainer: Trainer, key: str, text: str, say: Callable[[str], Any] = rank_zero_info) -> bool:
@@ -139,10 +142,16 @@ def curve_numbers(curve: BERCurve, drop: float) -> dict[str, float]:
 
 
 def log_curve(trainer: Trainer, stage: str, curve: BERCurve) -> None:
-    """Log a score over BER: as rows with the rate as their own x axis, as a table and as a figure."""
-    axis, key = axis_name(curve.axis), f"{stage}/{curve.names.over}"
+    """Log a score over BER: as rows with the rate as their own x axis, as a table and as a figure.
+
+    A second curve of a name is another line in W&B, ``..._2``.
+    """
+    axis, name = axis_name(curve.axis), f"{stage}/{curve.names.over}"
     loggers: list[Any] = trainer.loggers
     for logger in loggers:
+        lines = _lines.setdefault(logger, Counter())
+        lines[name] += 1
+        key = name if lines[name] == 1 else f"{name}_{lines[name]}"
         own_axis = _has(logger, "define_metric")  # W&B
         if own_axis:
             # exact names: a glob here would compete with the logger's own for every metric
@@ -150,7 +159,8 @@ def log_curve(trainer: Trainer, stage: str, curve: BERCurve) -> None:
             logger.experiment.define_metric(key, step_metric=axis, summary="none")
         if not _has(logger, "add_figure"):  # TensorBoard has no x axis but the step
             for point, (rate, mean) in enumerate(zip(curve.rates, curve.mean, strict=True)):
-                logger.log_metrics({axis: rate, key: mean}, step=None if own_axis else point)
+                step = trainer.global_step if isinstance(logger, CSVLogger) else None if own_axis else point
+                logger.log_metrics({axis: rate, key: mean}, step=step)
         if hasattr(logger, "log_table"):
             columns, rows = curve_table(curve)
             logger.log_table(f"{stage}/{curve.names.table}", columns=columns, data=rows)

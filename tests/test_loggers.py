@@ -2,11 +2,13 @@ import csv
 import gc
 import math
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from recorded import Experiment, Plain, Tables, WithExperiment
 
 from bnnft import BERCurve
@@ -69,6 +71,24 @@ def test_a_curve_has_an_x_axis_of_its_own_in_wandb():
     assert [step for step, _ in wandb.rows] == [None, None]
     assert wandb.tables["test/ber_table"][1][1][:2] == [0.1, pytest.approx(0.6)]
     assert len(wandb.images["test/ber_figure"]) == 1
+
+
+def test_a_second_curve_of_a_name_is_another_line_in_wandb():
+    wandb = WithExperiment("define_metric", "finish")
+    for _ in range(2):
+        log_curve(trainer(wandb), "test", CURVE)
+    keys = [key for _, row in wandb.rows for key in row if key != "ber"]
+    assert keys == ["test/acc_over_ber"] * 2 + ["test/acc_over_ber_2"] * 2
+    assert [args[0] for _, args, _ in wandb.experiment.calls][-1] == "test/acc_over_ber_2"
+
+
+def test_rows_of_a_curve_in_a_csv_have_the_step_of_the_run(tmp_path):
+    logger = CSVLogger(tmp_path)
+    log_curve(trainer(logger), "test", CURVE)
+    logger.save()
+    rows = list(csv.DictReader(Path(logger.log_dir, "metrics.csv").read_text().splitlines()))
+    assert [(row["ber"], row["step"]) for row in rows] == [("0.0", "7"), ("0.1", "7")]
+    assert [float(row["test/acc_over_ber"]) for row in rows] == pytest.approx([0.9, 0.6])
 
 
 def test_tensorboard_gets_the_figure_alone():

@@ -162,9 +162,9 @@ class AccuracyOverBER(Callback):
         self.curve = curve = self._measurement.finish(trainer, self.rates, self)
         log_merged(pl_module, {f"test/{name}": value for name, value in curve_numbers(curve, self.drop).items()})
         if trainer.is_global_zero:
-            log_curve(trainer, "test", curve)
             if self.save_dir is not None:
-                save_curve(curve, self.save_dir)
+                save_curve(curve, self.save_dir)  # before loggers are asked, which may fail
+            log_curve(trainer, "test", curve)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Let go of the module, and forget what was half measured."""
