@@ -126,7 +126,7 @@ class BitFlipTraining(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look once in each epoch for weights that are not known yet."""
-        if self.training is not None and trainer.current_epoch > 0:
+        if self.training is not None:
             self.training.look_again()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ def checked_target(target: str, activations: Sequence[str] | None) -> None:
 
 
 def _is_binary(module: nn.Module) -> bool:
-    """Tell whether a module is known to put out two values: one of ours, of brevitas, or of bitorch."""
+    """Return whether a module is known to put out two values: one of ours, of brevitas, or of bitorch."""
     if type(module).__module__ == "brevitas.nn.quant_activation":
         proxies = getattr(module, "act_quant", nn.Module()).modules()
         return any(type(proxy).__name__ in ("BinaryQuant", "ClampedBinaryQuant") for proxy in proxies)
@@ -87,22 +87,19 @@ class ActivationFlips:
         exact: let the gradient of a turned activation change sign; else it passes as if nothing was turned.
     """
 
-    def __init__(
-        self, model: nn.Module, names: Sequence[str], error_model: ErrorModel, key: Key, exact: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str], error_model: ErrorModel, key: Key, exact: bool) -> None:
         self._model, self._names, self._error_model, self._key = model, names, error_model, key
         self._exact, self._stack = exact, ExitStack()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> None:
         if not self._names:
-            return self
+            return
         self._stack.enter_context(uncompiled())
         start = sum(1 for _ in self._model.parameters())
         for position, (name, module) in enumerate(self._model.named_modules(), start=start):
             if name in self._names:
                 hook = partial(self._turn, self._key.at(position, name))
                 self._stack.callback(module.register_forward_hook(hook).remove)
-        return self
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()

@@ -109,7 +109,7 @@ class Injection:
                 found[number] = site._replace(where=known.where)  # the layer is not its only use
             elif self.how == "latent" and site.like_latent is False:
                 raise no_latent(f"{site.name}: its operand has other signs, or it is used as a float too")
-        check_reached(self.finder, [site for site in found if site.name not in left_out], self.how)
+        check_reached(self.finder, found, self.how)
         self.finder.bits.settle()
         self.sites = found
 

@@ -331,3 +331,17 @@ def test_every_error_model_has_a_rate_but_those_that_are_made_of_several():
 def test_a_rate_is_a_float_whatever_number_it_was(build, rate):
     assert isinstance(build(rate).rate, float)
     assert repr(build(rate)) == repr(build(float(rate)))
+
+
+@every_model
+def test_an_error_model_cannot_be_changed(example):
+    name = next(iter(inspect.signature(type(example.model)).parameters), "rate")
+    with pytest.raises(AttributeError):
+        setattr(example.model, name, 0)
+
+
+@pytest.mark.parametrize("wrap", [Scrambled, Protected, Secded, lambda model: Sequence([model])], ids=str)
+def test_an_error_model_in_another_one_is_taken_out_of_a_container_of_a_config(wrap):
+    inner = OmegaConf.structured(Asymmetric(0, 0.2))
+    assert wrap(inner) == wrap(Asymmetric(0, 0.2))
+    assert repr(wrap(inner)) == repr(wrap(Asymmetric(0, 0.2)))

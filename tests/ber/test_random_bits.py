@@ -1,6 +1,7 @@
 """Each statistical test has a fixed seed and would fail by chance with the probability named beside it."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, kstest
 
 from bnnft.ber import Key
-from bnnft.ber.random_bits import below_at, places_below, random_words, split, uniforms
+from bnnft.ber.random_bits import below_at, places_below, random_words, split, uniforms, where_true
 
 FALSE_ALARM = 1e-9
 MASK = 2**64 - 1
@@ -156,7 +157,14 @@ def test_key_refuses_what_is_no_integer_of_at_least_zero(field, value):
         Key(**{field: value})
 
 
-@pytest.mark.parametrize("wrong", [{"seed": 2**64}, {"purpose": "evaluation"}])
+@pytest.mark.parametrize("wrong", [{"seed": 2**64}, {"purpose": "evaluated"}])
 def test_key_refuses_what_would_share_a_stream(wrong):
     with pytest.raises(ValueError, match=r"must be below 2\^64|must have at most 8"):
         Key(**wrong)
+
+
+def test_true_places_are_found_alike_without_numpy():
+    mask = torch.tensor([False, True, True, False, True])
+    elsewhere = SimpleNamespace(device=SimpleNamespace(type="cuda"), nonzero=mask.nonzero)
+    assert torch.equal(where_true(elsewhere), where_true(mask))
+    assert where_true(mask).tolist() == [1, 2, 4]

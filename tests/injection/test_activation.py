@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bnnft.ber import Asymmetric, Chip, Independent, Key
-from bnnft.injection.activation import ActivationFlips, find_activations
+from bnnft.injection.activation import ActivationFlips, checked_target, find_activations
 from bnnft.nn import BinaryActivation, BinaryLinear
 
 
@@ -20,7 +20,7 @@ class Pair(nn.Module):
 def flips(layer, values, errors, key=None):
     """What a module puts out under errors, alone in a network."""
     model = nn.Sequential(layer)
-    with ActivationFlips(model, ["0"], errors, key or Key()):
+    with ActivationFlips(model, ["0"], errors, key or Key(), exact=False):
         output = model(values)
     assert not layer._forward_hooks
     return output
@@ -52,7 +52,7 @@ def test_cells_of_activations_are_not_those_of_weights():
     model, errors = nn.Sequential(BinaryLinear(8, 100, bias=False), BinaryActivation()), Chip(0.2, chip=3)
     x = torch.randn(64, 8)
     clean = model(x)
-    with ActivationFlips(model, ["1"], errors, Key(5)):
+    with ActivationFlips(model, ["1"], errors, Key(5), exact=False):
         wrong, again = model(x), model(x)
     assert torch.equal(wrong, again)
     expected = errors.flips(clean.detach(), Key(position=1 + 2))
@@ -80,3 +80,10 @@ def test_known_activations_are_found_and_patterns_select_others():
     model = nn.ModuleDict({"a": BinaryActivation(), "b": nn.Sequential(ZeroOrOne(), BinaryActivation())})
     assert find_activations(model) == ["a", "b.1"]
     assert find_activations(model, ["b.*"]) == ["b.0", "b.1"]
+
+
+def test_named_activations_without_the_target_are_an_error():
+    with pytest.raises(ValueError, match=r"activations are flipped with target='activations' or 'both', got \['a'\]"):
+        checked_target("weights", ["a"])
+    checked_target("weights", None)
+    checked_target("both", ["a"])

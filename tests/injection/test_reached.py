@@ -6,6 +6,9 @@ from kernels import Kernel, kernel, signs
 from torch.nn import functional as F
 
 import bnnft
+from bnnft.injection.finder import Finder
+from bnnft.injection.reached import check_reached
+from bnnft.injection.sites import known_sites
 
 UNREACHED = {
     "in a mask": lambda x, w, scale: x.sum(1, keepdim=True) - 2 * (x[:, None] * (w < 0)).sum(-1),
@@ -47,3 +50,12 @@ def test_a_curve_of_cached_bits_is_an_error_or_right():
     except (RuntimeError, ValueError):
         return
     assert curve.mean[1] < 0.5
+
+
+def test_a_parameter_of_several_bits_is_an_error():
+    model, _ = kernel(lambda x, w, scale: F.linear(x, signs(w)))
+    finder = Finder(model)
+    finder.findings.several.add("w")
+    (site,) = known_sites(model, ["w"])
+    with pytest.raises(RuntimeError, match="w holds more than one bit for each element"):
+        check_reached(finder, [site], "auto")

@@ -83,3 +83,13 @@ def test_bits_whose_scale_changes_are_floats():
     flipped, _, sites = run(Plain(signs()), 4, lambda weight, number: weight.mul_(1.01))
     assert not any(flipped)
     assert sites == []
+
+
+def test_what_turned_out_to_be_a_float_is_known_as_one():
+    model, said = Plain(0.1 * signs()), []
+    training = BitFlips(model, 0.2, say=said.append)
+    for number in range(3):
+        with training.batch():
+            model(torch.randn(6, WIDTH))
+        gradient(model.w.data, number)
+    assert "w" in training.injection.finder.findings.floats

@@ -120,3 +120,14 @@ def test_no_number_at_all_gives_none():
 def test_importance_of_a_wrong_shape_raises(shape):
     with pytest.raises(ValueError, match="importance must have shape"):
         ImportanceVariance().update(torch.zeros(shape))
+
+
+def test_the_error_of_a_cv_is_that_of_a_variance_of_values_with_errors():
+    """sqrt(sum(4 d^2 e^2 + 2 e^4)) / n, of deviations that are freed of the errors too."""
+    values, errors = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.1, 0.2, 0.3])
+    result = importance_variance(values, errors)
+    free = [max((value - 3) ** 2 - error, 0) for value, error in zip((1, 2, 6), (0.1, 0.2, 0.3), strict=True)]
+    error = sum(4 * d * e + 2 * e**2 for d, e in zip(free, (0.1, 0.2, 0.3), strict=True)) ** 0.5 / 3
+    corrected = 14 / 3 - 0.2
+    assert float(result["importance_cv"]) == pytest.approx(corrected**0.5 / 3)
+    assert float(result["importance_cv_error"]) == pytest.approx((corrected + error) ** 0.5 / 3 - corrected**0.5 / 3)

@@ -65,8 +65,9 @@ def test_what_is_left_out_is_said_and_listed():
     net = nn.Sequential(BinaryLinear(12, 16), nn.ReLU(), BinaryLinear(16, 3))
     with pytest.warns(
         UserWarning, match="tolerance leaves out margins and importance of 0: its outputs are not binary"
-    ):
+    ) as said:
         table = bnnft.tolerance(net, loader())
+    assert said[0].filename == __file__
     assert table.left_out == {"margins and importance of 0": "its outputs are not binary"}
     assert list(table) == ["2"]
 
@@ -103,3 +104,9 @@ def test_activations_of_tokens_are_measured():
     with torch.no_grad():
         assert table["0"]["margin"] == pytest.approx(float(net[0](x).abs().mean()), rel=1e-5)
     assert table["0"]["neuron_importance"].shape == (16,)
+
+
+def test_the_table_shows_the_main_numbers_of_each_layer():
+    head = str(bnnft.tolerance(small_net(), loader())).splitlines()[0].split()
+    margins = ["margin", "margin_normalized", "margin_below_2", "class_margin"]
+    assert head == ["layer", *margins, "importance", "importance_cv", "importance_cv_error", "estimator"]
