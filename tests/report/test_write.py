@@ -178,3 +178,25 @@ def test_no_text_of_a_run_is_markup_in_page_tables_and_figures(tmp_path):
         if block.startswith("| "):  # each row has the cells of its header
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     assert (folder / "accuracy_over_ber.pdf").stat().st_size > 1000
+
+
+def test_a_folder_of_results_runs_nothing_that_it_names(tmp_path, monkeypatch):
+    """Neither what its config would build, nor what its texts would be as code, nor a file beside it."""
+    (tmp_path / "hostile.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef content(*_): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    finish(tmp_path / "runs", 0.1, 0)
+    (place,) = (tmp_path / "runs").rglob("metrics.json")
+    result = json.loads(place.read_text())
+    target = {"_target_": "hostile.content"}
+    result["config"] |= {"dataset": target, "loss": target, "name": "${oc.env:HOME}", "data_dir": str(tmp_path)}
+    place.write_text(json.dumps(result))
+    shell, code = "!!python/object/apply:os.system ['touch ran']", "__import__('hostile')"
+    (place.parent / ".hydra" / "overrides.yaml").write_text(
+        f"- ber.rate=0.1\n- {json.dumps(code)}\n- {json.dumps(shell)}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main([str(tmp_path / "runs")]) == 0
+    (place.parent / ".hydra" / "overrides.yaml").write_text(f"- {shell}\n")
+    assert main([str(tmp_path / "runs")]) == 0
+    assert not (tmp_path / "ran").exists()
+    assert "hostile" not in sys.modules
