@@ -36,6 +36,8 @@ from bnnft.train.tracking import (
 
 # lightning reads its own containers with a function that torch has renamed: nothing that a user could act on
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+# nor is that a job of Hydra's launcher, or one beside Slurm, was not started by srun
+warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
 
 
 def run_job(config: DictConfig) -> float | tuple[float, ...]:
