@@ -5,7 +5,7 @@ import secrets
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from bnnft.runs.results import RESULT, Result, overrides_of, read_json, read_res
 from bnnft.runs.stopping import StoppedError
 
 JOB = "job.json"
-State = Literal["finished", "failed", "interrupted", "running", "unfinished", "not run"]
+State = Literal["finished", "failed", "interrupted", "requeued", "running", "unfinished", "not run"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,17 @@ def running(folder: Path, config: Mapping[str, Any]) -> Iterator[Result | None]:
             lost = own is not None and own.lost
             said = f"{folder} was taken over by {owner_of(folder)}" if lost else fail_job(folder, error)
             atexit.register(lambda: print(said, file=sys.stderr))
+            if isinstance(error, StoppedError) and error.hand_over is not None:
+                _hand_over(folder, error.hand_over)
             raise
+
+
+def _hand_over(folder: Path, requeue: Callable[[], None]) -> None:
+    try:
+        requeue()
+    except Exception as error:  # as after too many starts: the job ends here
+        fail_job(folder, error)
+        raise
 
 
 def begin_job(folder: Path, config: Mapping[str, Any]) -> Result | None:
@@ -128,11 +138,14 @@ def reason_of(error: BaseException) -> str:
 def fail_job(folder: Path, error: BaseException) -> str:
     """Take note that a run failed, or was stopped, and return why."""
     reason, job = reason_of(error), read_json(folder / JOB)
-    state: State = "interrupted" if isinstance(error, StoppedError) else "failed"
+    state: State = "failed"
+    if isinstance(error, StoppedError):
+        state = "requeued" if error.requeued else "interrupted"
     if job is not None:
         with suppress(OSError):  # as when the disk is full, which the reason says then
             write_json(folder / JOB, job | {"state": state, "error": reason})
-    return f"train.py {'was ' * (state == 'interrupted')}{'failed: ' * (state == 'failed')}{reason}"
+    said = {"failed": "failed: ", "requeued": "was requeued: "}.get(state, "was ")
+    return f"train.py {said}{reason}"
 
 
 def read_job(folder: Path) -> Job:
@@ -151,7 +164,7 @@ def read_job(folder: Path) -> Job:
     if job is None and not (folder / JOB).exists():
         return Job(folder, "unfinished", overrides)
     match job:
-        case {"state": ("failed" | "interrupted" | "unfinished") as state, "error": str(error)}:
+        case {"state": ("failed" | "interrupted" | "requeued" | "unfinished") as state, "error": str(error)}:
             return Job(folder, state, overrides, None, error)
     raise ValueError(f"{folder / JOB} is no note of a run, or was cut")
 

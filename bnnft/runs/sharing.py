@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from bnnft.runs.claim import FolderTakenError, claim, is_first_process
 from bnnft.runs.job import read_job
 from bnnft.runs.results import overrides_of
+from bnnft.runs.slurm import watch_queue
 
 POLL = 1.0  # seconds between two looks at a job that another process runs
 
@@ -45,6 +46,8 @@ class SharedFolders(Callback):
             from bnnft.runs.sweep import sweep_size
 
             self._last = (sweep_size(config) or 0) - 1
+        if str(OmegaConf.select(config, "hydra.launcher._target_", default="")).endswith("SlurmLauncher"):
+            watch_queue()
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
         """Wait for the folder of a job, unless it can be postponed."""

@@ -4,6 +4,7 @@ import gc
 import os
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bnnft import binarized_weights
 from bnnft.callbacks import Objective
 from bnnft.classifier import Classifier
 from bnnft.loggers import quiet
-from bnnft.runs.job import reason_of, run_of, running, whole_checkpoint
+from bnnft.runs.job import fail_job, reason_of, run_of, running, whole_checkpoint
 from bnnft.runs.results import Result, write_result
 from bnnft.runs.stopping import stoppable
 from bnnft.runs.tables import run_tables
@@ -46,7 +47,7 @@ def run_job(config: DictConfig) -> float | tuple[float, ...]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     settings: Any = OmegaConf.to_container(config, resolve=True)
     loggers: list[Any] = []
-    with running(folder, settings) as before, finished(loggers, reason_of), stoppable():
+    with running(folder, settings) as before, finished(loggers, reason_of), stoppable(partial(fail_job, folder)):
         result, places = (before, {"finished before": folder}) if before else train(config, settings, folder, loggers)
         objective = result.objective(config.optimized_metric)
     gc.collect()  # trainer and module refer to each other: they go before the next job of a sweep comes
