@@ -340,7 +340,11 @@ def test_an_error_model_cannot_be_changed(example):
         setattr(example.model, name, 0)
 
 
-@pytest.mark.parametrize("wrap", [Scrambled, Protected, Secded, lambda model: Sequence([model])], ids=str)
+@pytest.mark.parametrize(
+    "wrap",
+    [Scrambled, Protected, Secded, lambda model: Sequence([model])],
+    ids=["scrambled", "protected", "secded", "sequence"],
+)
 def test_an_error_model_in_another_one_is_taken_out_of_a_container_of_a_config(wrap):
     inner = OmegaConf.structured(Asymmetric(0, 0.2))
     assert wrap(inner) == wrap(Asymmetric(0, 0.2))
