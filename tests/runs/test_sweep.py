@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from commands import QUICK, ROOT, run
+from kills import killed_and_resumed, uncut
 from offline_run import column, read
 
 from bnnft.report.__main__ import main
@@ -104,6 +105,13 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_as_one_that_was_not(whole, tmp
         assert ours["curve"] == theirs["curve"]
         assert ours["metrics"] == theirs["metrics"]
         assert all(torch.equal(value, weights(jobs(folder)[name])[key]) for key, value in weights(job).items())
+
+
+def test_a_job_that_is_killed_at_any_time_ends_as_one_that_was_not(tmp_path):
+    """Each time in a folder of its own; ``python tests/kills.py`` does it a hundred times."""
+    whole, seconds = uncut(tmp_path / "whole")
+    for share in (0.2, 0.5, 0.8):
+        assert killed_and_resumed(tmp_path / str(share), share * seconds)[2] == whole
 
 
 def test_a_sweep_over_a_voltage_with_an_interpolation_in_an_override(tmp_path):
