@@ -15,6 +15,7 @@ from bnnft.report.__main__ import main
 SMALL = [*QUICK, "callbacks.accuracy_over_ber.rates=[0,0.1,0.3]"]
 KILL = "+callbacks.kill._target_=kill_job.Kill"  # does nothing, unless the environment says so
 ONE_EPOCH = "trainer.max_epochs=1"
+QUIET_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # no token in the home folder, no network
 FOUR = ["-m", *SMALL, KILL, "name=four", "ber.rate=0,0.2", "seed=0,1"]
 
 
@@ -160,11 +161,13 @@ def test_one_failing_job_leaves_the_others_and_its_reason(tmp_path):
     assert again.stdout.count("finished before: ") == 2
 
 
-@pytest.mark.parametrize("launcher", [["joblib"], ["submitit_local", "threads=1"]], ids=lambda launcher: launcher[0])
+@pytest.mark.parametrize(
+    "launcher", [["joblib"], ["submitit_local", "threads=1"], ["ray"]], ids=lambda launcher: launcher[0]
+)
 def test_other_launchers_run_the_same_jobs(whole, tmp_path, launcher):
     """In processes of their own, with the results of one after the other."""
     pytest.importorskip(f"hydra_plugins.hydra_{launcher[0].split('_')[0]}_launcher", reason="an extra of bnnft")
-    done = run(tmp_path, *FOUR[:-1], "seed=0", f"hydra/launcher={launcher[0]}", *launcher[1:])
+    done = run(tmp_path, *FOUR[:-1], "seed=0", f"hydra/launcher={launcher[0]}", *launcher[1:], **QUIET_RAY)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [path.parent for path in tmp_path.rglob("metrics.json")]
     assert len(found) == 2
