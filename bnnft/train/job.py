@@ -17,9 +17,9 @@ from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from bnnft import binarized_weights
 from bnnft.callbacks import Objective
 from bnnft.classifier import Classifier
+from bnnft.injection.sites import binarized_weights
 from bnnft.loggers import quiet
 from bnnft.runs.job import fail_job, reason_of, run_of, running, whole_checkpoint
 from bnnft.runs.results import Result, write_result
