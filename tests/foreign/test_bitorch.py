@@ -86,8 +86,14 @@ def test_resnet_trains_in_its_own_module_and_is_measured(tmp_path):
     assert names.count("importance_cv") == 15
     assert names.count("acc_faulty") == 1
     assert names.count("margin") == 0
-    curve = bnnft.accuracy_over_ber(module, data, [0, 0.5], maps=2)
-    assert curve.accuracy[1].tolist() != curve.accuracy[0].tolist()
+
+    def squares(model, batch):
+        scores = model(batch[0])
+        return scores.double().square().sum(), len(scores)
+
+    curve = bnnft.accuracy_over_ber(module, data, [0, 0.5], maps=2, score=squares, higher_is_better=False)
+    assert curve.values[0].tolist() == [curve.clean] * 2
+    assert len({*curve.values.flatten().tolist()}) == 3  # two maps, and the clean run
 
 
 @pytest.mark.parametrize("name", ["sign", "approxsign", "swishsign", "steheaviside"])
