@@ -24,7 +24,8 @@ def watch_queue() -> None:
 
     Without it submitit warns at each look, and waits for ever for a job that was cancelled.
     """
-    if subprocess.run(["sacct", "--noheader", "--jobs=1"], capture_output=True).returncode == 0:
+    accounting = shutil.which("sacct")
+    if accounting and subprocess.run([accounting, "--noheader", "--jobs=1"], capture_output=True).returncode == 0:
         return
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
