@@ -1,7 +1,4 @@
-"""Files are about one thing: short files, classes and functions, and a test file beside each of them.
-
-What stands above a limit is listed with its size. It may shrink and not grow, and what is mended leaves the list.
-"""
+"""Files are about one thing: short files, classes and functions, and a test file beside each of them."""
 
 import ast
 from pathlib import Path
@@ -12,10 +9,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bnnft"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LIMITS = {"lines of a file": 250, "lines of a class": 150, "lines of a function": 60, "attributes of a class": 12}
-ABOVE = {
-    ("lines of a function", "evaluation/accuracy.py:accuracy_over_ber"): 69,
-    ("lines of a function", "injection/flipped.py:flipped"): 83,
-}
 # files that are tested from elsewhere only
 UNTESTED = {
     "ber/bram28.py",
@@ -58,8 +51,7 @@ def test_files_classes_and_functions_stay_short_and_classes_small():
     found = {}
     for path in FILES:
         found |= above(path.relative_to(PACKAGE).as_posix(), path.read_text())
-    assert {place: size for place, size in found.items() if size > ABOVE.get(place, 0)} == {}
-    assert ABOVE.keys() - found.keys() == set(), "mended: remove from the list"
+    assert found == {}
     assert (ROOT / "train.py").read_text().count("\n") < 80
 
 

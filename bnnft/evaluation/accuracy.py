@@ -86,8 +86,7 @@ def accuracy_over_ber(
     Example:
         >>> from bnnft.nn import BinaryLinear
         >>> model, x = BinaryLinear(64, 4, bias=False), torch.randn(256, 64).sign()
-        >>> data = [(x, model(x).argmax(1))]
-        >>> curve = accuracy_over_ber(model, data, rates=[0, 0.5], maps=3)
+        >>> curve = accuracy_over_ber(model, [(x, model(x).argmax(1))], rates=[0, 0.5], maps=3)
         >>> curve.mean[0], curve.mean[1] < 0.5
         (1.0, True)
     """
@@ -96,6 +95,13 @@ def accuracy_over_ber(
     flipping = Flipping(seed, weights, target, activations, how, compensation)
     measured = as_score(score, predict, correct, higher_is_better)
     meter = ScoreMeter(measured, fault_maps(model, models, maps, flipping))
+    return _curve_of(meter, model, dataloader, points, axis)
+
+
+def _curve_of(
+    meter: ScoreMeter, model: nn.Module, dataloader: Iterable[Any], points: Sequence[float], axis: str
+) -> BERCurve:
+    """Return the curve that a meter measures of a model, and say what is to be remarked on it."""
     device = meter.maps.device
     # a loader draws from torch's generator when its iteration starts
     with _in_eval_mode(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -103,5 +109,5 @@ def accuracy_over_ber(
             meter.update(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
         curve = meter.curve(points, axis)
     if meter.remark:
-        warnings.warn(f"accuracy_over_ber: {meter.remark}", stacklevel=2)
+        warnings.warn(f"accuracy_over_ber: {meter.remark}", stacklevel=3)
     return curve

@@ -78,15 +78,7 @@ def flipped(
     """
     checked_choice(gradient, Gradient, "gradient")
     injection = Injection(model, weights, how, target, activations, exact=gradient == "exact")
-    flipping = _Flipping(injection, as_error_model(error_model), Key(seed, draw))
-    try:
-        flipping.begin()
-        yield flipping.flips
-        flipping.cancel()
-    except BaseException:
-        flipping.cancel()
-        raise
-    flipping.conclude()
+    yield from _Flipping(injection, as_error_model(error_model), Key(seed, draw)).run()
 
 
 class _Flipping:
@@ -99,6 +91,17 @@ class _Flipping:
         self._looked: WeakSet[nn.Module] = WeakSet()
         self._stack = ExitStack()
         injection.check_layers(error_model)
+
+    def run(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the flips while they are there, restore, and raise if they were not right. For ``yield from``."""
+        try:
+            self.begin()
+            yield self.flips
+            self.cancel()
+        except BaseException:
+            self.cancel()
+            raise
+        self.conclude()
 
     def begin(self) -> None:
         """Flip, and look at each module before it first runs."""
