@@ -25,11 +25,13 @@ def bernoulli_indices(size: int, rate: float, stream: int, device: torch.device 
         >>> bernoulli_indices(3, 1.0, stream=5)
         tensor([0, 1, 2])
     """
+    if rate < _DENSE:
+        return _by_gaps(size, rate, stream, device)
     if rate > 1 - _DENSE:
         keep = torch.ones(size, dtype=torch.bool, device=device)
         keep[_by_gaps(size, 1 - rate, stream, device)] = False
         return where_true(keep)
-    return where_true(_by_words(size, rate, stream, device)) if rate >= _DENSE else _by_gaps(size, rate, stream, device)
+    return where_true(_by_words(size, rate, stream, device))
 
 
 def _by_words(size: int, rate: float, stream: int, device: torch.device | str) -> Tensor:

@@ -79,10 +79,11 @@ def begin_job(folder: Path, config: Mapping[str, Any]) -> Result | None:
     if (read_json(folder / RESULT) or {}).get("identity") == own:
         with suppress(ValueError):  # a result that can't be read is made again
             return read_result(folder)
-    run, starts = run_of(folder)
-    if (read_json(folder / JOB) or {}).get("identity") != own:
+    before = read_json(folder / JOB)
+    if (before or {}).get("identity") != own:
         last_checkpoint(folder).unlink(missing_ok=True)
-        run, starts = secrets.token_hex(4), 0
+        before = None
+    run, starts = _run_in(before)
     note = {"identity": own, "state": "unfinished", "error": "", "run": run, "starts": starts + 1}
     write_json(folder / JOB, note)
     return None
@@ -90,7 +91,11 @@ def begin_job(folder: Path, config: Mapping[str, Any]) -> Result | None:
 
 def run_of(folder: Path) -> tuple[str, int]:
     """Return the id of a job's run in W&B, and how often the job was started."""
-    match read_json(folder / JOB):
+    return _run_in(read_json(folder / JOB))
+
+
+def _run_in(note: Any) -> tuple[str, int]:
+    match note:
         case {"run": str(run), "starts": int(starts)}:
             return run, starts
     return secrets.token_hex(4), 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from bnnft.runs.identity import portable
 from bnnft.runs.results import overrides_of
@@ -37,19 +37,15 @@ def built_loggers(entries: Mapping[str, Any] | None, name: str, run: str) -> lis
         name: of a run that has no name.
         run: the id of the job's run.
     """
-    return [instantiate(_of_the_job(entry, name, run)) for entry in (entries or {}).values() if entry]
+    return [instantiate(entry, **_of_the_job(entry, name, run)) for entry in (entries or {}).values() if entry]
 
 
-def _of_the_job(entry: Any, name: str, run: str) -> Any:
+def _of_the_job(entry: Any, name: str, run: str) -> dict[str, str | None]:
+    """Return the arguments of a logger that its job and the environment decide."""
     if not str(entry.get("_target_", "")).endswith(".WandbLogger"):
-        return entry
-    entry = entry.copy() if isinstance(entry, DictConfig) else DictConfig(dict(entry))
-    OmegaConf.set_struct(entry, False)
-    entry.id, entry.name = entry.get("id") or run, entry.get("name") or name
-    for variable, argument in _VARIABLES.items():
-        if os.environ.get(variable):
-            entry[argument] = None
-    return entry
+        return {}
+    left = {argument: None for variable, argument in _VARIABLES.items() if os.environ.get(variable)}
+    return {"id": entry.get("id") or run, "name": entry.get("name") or name} | left
 
 
 def describe(loggers: Sequence[Any], settings: Mapping[str, Any], folder: Path, starts: int = 1) -> None:
