@@ -1,18 +1,12 @@
 """Train a binarized neural network under bit flips, test the best checkpoint, and say where everything is."""
 
-from typing import Any
+from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
 
+from bnnft.train.command import task
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(config: DictConfig) -> Any:
-    """Run one job; returns what a sweeper optimizes."""
-    from bnnft.train.job import run_job  # torch and Lightning, once the configuration is composed
-
-    return run_job(config)
-
+CONF = Path(__file__).parent.absolute() / "conf"  # of this checkout
 
 if __name__ == "__main__":
-    main()
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()

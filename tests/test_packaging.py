@@ -125,7 +125,8 @@ COMMAND = """
 import atexit
 from importlib.metadata import entry_points
 from pathlib import Path
-done = lambda: sorted(path.name for path in Path("multirun").glob("*/*") if (path / "metrics.json").exists())
+written = lambda path: (path / "metrics.json").exists() and (path / "train.log").exists()
+done = lambda: sorted(path.name for path in Path("multirun").glob("*/*") if written(path))
 atexit.register(lambda: print(json.dumps(done())))  # after the table of the sweep
 sys.argv = ["bnnft", "-m", "ber.rate=0,0.1", "trainer.max_epochs=1", "model.widths=[32]", "logger=csv"]
 (command,) = entry_points(group="console_scripts", name="bnnft")
