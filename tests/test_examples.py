@@ -101,7 +101,7 @@ print(train(config)["test/acc_ber_0"])
 
 def test_the_configuration_of_a_hydra_project_can_be_composed_in_a_notebook(tmp_path):
     (tmp_path / "notebook.py").write_text(NOTEBOOK.format(folder=str(HYDRA / "config")))
-    done = Started("notebook.py", cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{HYDRA}:{EXAMPLES.parent}"}).wait()
+    done = Started("notebook.py", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HYDRA)}).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     assert 0.2 < float(done.stdout.splitlines()[-1]) <= 1
     assert not any(tmp_path.rglob("*.csv"))
@@ -112,7 +112,9 @@ def test_the_configuration_of_a_hydra_project_can_be_composed_in_a_notebook(tmp_
 )
 def test_groups_compose_in_any_order_and_without_any_key_of_the_root(first, tmp_path):
     groups = "".join(f"  - {entry}\n" for entry in (*first, "callbacks: default"))
-    (tmp_path / "project.yaml").write_text(f"defaults:\n{groups}hydra: {{searchpath: [pkg://bnnft.conf]}}\n")
+    (tmp_path / "project.yaml").write_text(
+        f"defaults:\n{groups}hydra: {{searchpath: [file://{EXAMPLES.parent}/conf]}}\n"
+    )
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
         config = hydra.compose("project", ["ber.rate=0.2"])
     built = {name: hydra.utils.instantiate(entry) for name, entry in config.callbacks.items()}

@@ -1,6 +1,7 @@
 """What reaches the W&B run of a job, read back from the file that `wandb sync` would send."""
 
 import json
+import os
 import signal
 from itertools import groupby
 from types import SimpleNamespace
@@ -154,8 +155,8 @@ class WandbLogger(Plain):
     [("WANDB_PROJECT", "project"), ("WANDB_NAME", "name"), ("WANDB_RUN_ID", "id"), ("WANDB_TAGS", "tags")],
 )
 def test_variables_of_wandb_win_over_the_config(variable, argument, monkeypatch):
-    for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_ID", "WANDB_TAGS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     entry = {"_target_": f"{__name__}.WandbLogger", "project": "mine", "tags": ["a"], "name": None}
     entries = OmegaConf.create({"wandb": entry, "none": None})
     (built,) = built_loggers(entries, "bnnft", "1234")
